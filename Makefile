@@ -1,0 +1,120 @@
+# Needs Python 3.11 or newer with pip, make and git; everything else goes into .venv.
+#
+#   make run      a picture from words, with the model inside the package
+#   make test     the tests (seconds to a few minutes)
+#   make check    formatting, lint, types, the house's import laws
+#   make help     all targets
+
+PYTHON ?= python3
+VENV   ?= .venv
+PROMPT ?= a red apple, 3d
+PICTURE ?= apple.png
+PYTEST_ARGS ?= -n 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -qq -c constraints.txt
+
+export HF_HUB_OFFLINE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Without bytecode every start would compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONPATH
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1@/' | column -t -s @ 2>/dev/null \
+		|| grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST)
+
+# ---------------------------------------------------------------- environment
+# A stamp per extra; it is renewed when pyproject.toml or constraints.txt change. The venv itself is order-only.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fewstep needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	@echo "making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing fewstep into $(VENV) (the first time takes a minute or more) ..."
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.%.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing fewstep[$*] into $(VENV) (the first time takes a minute or more) ..."
+	@$(PIP) -e '.[$*]'
+	@touch $@
+
+# ---------------------------------------------------------------- the two commands
+
+.PHONY: run test
+run: $(VENV)/.core.stamp  ## a picture from words: make run PROMPT="a green rocket" PICTURE=rocket.png
+	@$(BIN)/fewstep generate "$(PROMPT)" -o "$(PICTURE)"
+	@echo "the picture is $(CURDIR)/$(PICTURE)"
+
+test: $(VENV)/.test.stamp  ## the tests, without the slow ones
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# ---------------------------------------------------------------- development
+
+.PHONY: test-slow check format bench clean
+test-slow: $(VENV)/.test.stamp  ## the slow tests
+	@$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.dev.stamp  ## ruff, pyright, import-linter
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev.stamp  ## let ruff mend what it can
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+bench: $(VENV)/.core.stamp  ## every script in benchmarks/
+	@set -e; found=; for script in benchmarks/*.py; do \
+		[ -e "$$script" ] || continue; found=1; echo "== $$script"; $(BIN)/python "$$script"; \
+	done; [ -n "$$found" ] || echo "there are no benchmarks yet"
+
+clean:  ## remove the environment and caches (build/, with its training runs, stays)
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests pictogram examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---------------------------------------------------------------- the embedded model, from nothing
+# Each step leaves its result under build/pictogram; the long ones can be stopped and started again.
+
+TRAIN := $(VENV)/.train.stamp
+WORK  := build/pictogram
+STEPS := fetch tokenizer vae teacher encode distill judge style evaluate
+
+.PHONY: pictogram $(STEPS:%=pictogram-%)
+pictogram:  ## train the embedded model from nothing: all of the following, in this order
+	@set -e; for step in $(STEPS); do echo "== pictogram-$$step"; $(MAKE) --no-print-directory pictogram-$$step; done
+
+pictogram-fetch: $(TRAIN)  ## picture sets from the npm registry (needs npm and a network)
+	$(BIN)/python -m pictogram.fetch
+
+pictogram-tokenizer: $(TRAIN)  ## the vocabulary
+	$(BIN)/python -m pictogram.tokenizer
+
+pictogram-vae: $(TRAIN)  ## the autoencoder
+	$(BIN)/python -m pictogram.train_vae
+
+pictogram-teacher: $(TRAIN)  ## the text encoder and the UNet
+	$(BIN)/python -m pictogram.train_teacher
+
+pictogram-encode: $(TRAIN)  ## scenes as latents
+	$(BIN)/python -m pictogram.encode
+
+pictogram-distill: $(TRAIN)  ## the LCM-LoRA
+	$(BIN)/fewstep distill recipes/pictogram-lcm-lora.toml --model $(WORK)/model --data $(WORK)/cache -o $(WORK)/lcm-lora.safetensors
+
+pictogram-judge: $(TRAIN)  ## the judge that reads pictures
+	$(BIN)/python -m pictogram.judge
+
+pictogram-style: $(TRAIN)  ## a fine-tuned base in a style that nothing else has seen
+	$(BIN)/python -m pictogram.finetune_style
+
+pictogram-evaluate: $(TRAIN)  ## the figures of the README
+	$(BIN)/python -m pictogram.evaluate

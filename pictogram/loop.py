@@ -1,0 +1,72 @@
+"""The resumable loop that the autoencoder, the teacher and the judge are trained with."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+CHECKPOINT_SECONDS = 240
+
+
+def cosine(step: int, steps: int, *, warm_up: int) -> float:
+    """Learning-rate factor: linear warm-up, then a cosine to 2 %."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def save_atomically(value: Any, path: Path) -> None:
+    """torch.save to a neighbour, then rename."""
+    partial = path.with_suffix(".partial")
+    torch.save(value, partial)
+    os.replace(partial, path)
+
+
+def run(
+    name: str,
+    step: Callable[[int, torch.Generator], float],
+    state: dict[str, Any],
+    *,
+    steps: int,
+    folder: Path,
+    seed: int = 0,
+    at_checkpoint: Callable[[int], None] | None = None,
+) -> None:
+    """Call `step(i, generator)` for i < steps, saving `state` (things with state_dict) now and then.
+
+    Each step has a generator of its own made from (seed, i), so a resumed run equals an unbroken one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"{name}.checkpoint.pt"
+    start = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        start = saved["step"]
+        for key, thing in state.items():
+            thing.load_state_dict(saved[key])
+
+    def save(done: int) -> None:
+        save_atomically({"step": done} | {key: thing.state_dict() for key, thing in state.items()}, checkpoint)
+        if at_checkpoint is not None:
+            at_checkpoint(done)
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}")
+    with Progress(*columns) as progress:
+        task = progress.add_task(name, total=steps, completed=start, loss="")
+        saved_at, losses = time.monotonic(), []
+        for i in range(start, steps):
+            losses.append(step(i, torch.Generator().manual_seed(seed * 1_000_003 + i)))
+            progress.update(task, advance=1, loss=f"loss {sum(losses[-50:]) / len(losses[-50:]):.4f}")
+            if (i + 1) % 100 == 0:
+                progress.console.print(f"{name} {i + 1}/{steps} loss {sum(losses[-100:]) / len(losses[-100:]):.5f}")
+            if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                save(i + 1)
+                saved_at = time.monotonic()
+    save(steps)

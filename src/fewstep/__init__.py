@@ -1,0 +1,54 @@
+"""fewstep: pictures from text in one to eight steps.
+
+    import fewstep
+
+    pipe = fewstep.load()
+    pipe("a red apple, 3d", steps=4, seed=7).save("apple.png")
+
+Importing this does not import torch; `load` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fewstep.errors import FewstepError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fewstep.pipeline import LoraChoice, Pipeline
+    from fewstep.request import Request
+
+__version__ = "0.1.0"
+__all__ = ["FewstepError", "Pipeline", "Request", "__version__", "load"]
+
+_LATER = {"Pipeline": "fewstep.pipeline", "Request": "fewstep.request"}
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    lora: LoraChoice = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Pipeline:
+    """A pipeline from a model folder or a Hub name; from the embedded model when no path is given.
+
+    lora is a path, a (path, weight) pair, or a list of them; False or () for none. The embedded model brings its own
+    few-step LoRA unless told otherwise. device and dtype are chosen when not given; `pipe.notes` says what and why.
+
+    Raises:
+        CheckpointError: the model cannot be loaded. LoraError: a LoRA cannot. DeviceError: no such device.
+    """
+    from fewstep.pipeline import load as load_pipeline
+
+    return load_pipeline(path, lora=lora, device=device, dtype=dtype)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LATER[name]), name)

@@ -1,0 +1,75 @@
+"""The UNet as PyTorch runs it, as a Denoiser: the reference that every faster back end must equal.
+
+Shapes: B items (pictures), each with its own timestep, prompt and guidance; C, H, W latent channels, height, width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fewstep.checkpoints.load import Model
+from fewstep.models.text import Text
+from fewstep.models.unet import has_guidance_embedding, predict
+from fewstep.sampling.guidance import guide, w_of
+from fewstep.sampling.schedule import to_z0
+
+
+class EagerDenoiser:
+    """(z_BCHW, timestep_B) -> z0_BCHW float32, with text and guidance inside.
+
+    Guidance s gives uncond + s (cond - uncond) from one batch: B items with their prompts, then those of the items
+    whose guidance is not exactly 1 with their negative prompts. So guidance 1 costs half of any other.
+    A UNet with guidance embedding is told w = s - 1 instead, in one prediction: it has no use for a negative prompt.
+    """
+
+    def __init__(
+        self, model: Model, text: Text, negative: Text | None = None, guidance: float | Sequence[float] = 1.0
+    ) -> None:
+        """Text and negative: one row for all items, or one for each; guidance: one number, or one for each item.
+
+        negative None stands for the empty prompt by the family's convention.
+        """
+        self.model = model
+        self.text = text
+        self.guidance = (float(guidance),) if isinstance(guidance, (int, float)) else tuple(map(float, guidance))
+        self.embedded = has_guidance_embedding(model.unet)
+        guided = not self.embedded and any(value != 1 for value in self.guidance)
+        self.negative = model.text.encode_negative([""]) if guided and negative is None else negative
+
+    @torch.no_grad()
+    def __call__(self, z_BCHW: Tensor, timestep_B: Tensor | Sequence[int] | int) -> Tensor:
+        """The clean latents predicted for z_BCHW, each item at its own timestep; one timestep serves all."""
+        timestep_B = torch.as_tensor(timestep_B, device=z_BCHW.device).reshape(-1).expand(len(z_BCHW))
+        out_BCHW = self._output(z_BCHW, timestep_B).float()
+        return to_z0(self.model.schedule, z_BCHW.float(), out_BCHW, timestep_B)
+
+    def _output(self, z_BCHW: Tensor, timestep_B: Tensor) -> Tensor:
+        guidance = self.guidance * len(z_BCHW) if len(self.guidance) == 1 else self.guidance
+        if len(guidance) != len(z_BCHW):
+            raise ValueError(f"{len(guidance)} guidances for {len(z_BCHW)} items")
+        text = self.text.expand(len(z_BCHW))
+        if self.embedded:
+            w_B = torch.tensor([w_of(value) for value in guidance], device=z_BCHW.device)
+            return predict(self.model.unet, z_BCHW, timestep_B, text, w_B=w_B)
+        guided = [item for item, value in enumerate(guidance) if value != 1]
+        if not guided or self.negative is None:
+            return predict(self.model.unet, z_BCHW, timestep_B, text)
+        return self._guided(z_BCHW, timestep_B, text, guidance, guided)
+
+    def _guided(
+        self, z_BCHW: Tensor, timestep_B: Tensor, text: Text, guidance: Sequence[float], guided: Sequence[int]
+    ) -> Tensor:
+        """One prediction for all items with their prompts and for the `guided` ones without."""
+        assert self.negative is not None
+        count, index = len(z_BCHW), torch.tensor(guided, device=z_BCHW.device)
+        negative = self.negative.expand(count).rows(guided)
+        both = predict(
+            self.model.unet,
+            torch.cat([z_BCHW, z_BCHW[index]]),
+            torch.cat([timestep_B, timestep_B[index]]),
+            Text.cat([text, negative]),
+        ).float()
+        cond_BCHW, uncond = both[:count], both[count:]
+        mixed = guide(cond_BCHW[index], uncond, [guidance[item] for item in guided])
+        return cond_BCHW.index_copy(0, index, mixed)

@@ -1,0 +1,161 @@
+"""Reading and writing safetensors and json so that every damaged file is one sentence with its name.
+
+Only safetensors is read: .ckpt, .bin and .pt files are Python pickles, which run code when opened.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewstep.errors import CheckpointError, OutputError
+
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
+_LONGEST_HEADER = 100_000_000
+_REFUSED = (
+    "it is a Python pickle, which can run code when opened. Convert it to .safetensors, or get the safetensors version"
+)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A json object from a file; raises CheckpointError when it is missing, unreadable or not an object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"'{path}' is missing: the model folder is incomplete. Copy it again.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{path}' cannot be read as json ({_line(error)}). Copy it again.") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"'{path}' holds a json {type(found).__name__} where an object is wanted.")
+    return found
+
+
+def check_format(path: Path) -> None:
+    """Raises CheckpointError when `path` is missing, empty, a folder, a pickle or not safetensors."""
+    if path.suffix.lower() in PICKLES:
+        raise CheckpointError(f"'{path}' is refused: {_REFUSED}.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except FileNotFoundError:
+        raise CheckpointError(f"'{path}' does not exist.") from None
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be opened ({error.strerror}).") from None
+    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise CheckpointError(f"'{path}' is refused: whatever its name says, {_REFUSED}.")
+    if head.startswith(b"version https://git"):
+        raise CheckpointError(f"'{path}' is a Git LFS pointer and not the file itself. Run: git lfs pull")
+    if path.suffix.lower() != ".safetensors":
+        raise CheckpointError(f"'{path}' is not a .safetensors file.")
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """(name -> shape, metadata) of a safetensors file without reading its weights; raises CheckpointError."""
+    check_format(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            return shapes, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def read_tensors(path: Path, *, finite: bool = True) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, mapped from disk on the CPU.
+
+    Raises CheckpointError when the file is missing, truncated, damaged, a pickle, or (finite) holds NaN or infinity.
+    """
+    check_format(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    if finite:
+        check_finite(tensors, path)
+    return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError naming the first tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not _is_finite(tensor):
+            raise CheckpointError(
+                f"'{path}' holds values that are not numbers (NaN or infinity) in '{name}': the file is damaged, or "
+                "its training diverged. Get it again."
+            )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    low, high = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    if path.is_file() and _is_short(path):
+        return CheckpointError(f"'{path}' is cut short ({path.stat().st_size} bytes): copy or download it again.")
+    return CheckpointError(f"'{path}' is not a readable safetensors file ({_line(error)}). Get it again.")
+
+
+def _is_short(path: Path) -> bool:
+    """Is the file shorter than its own header says? Layout: 8 bytes of header length, json header, tensors."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or size < 8 + length < _LONGEST_HEADER:
+            return True
+        try:
+            header = json.loads(file.read(length) if length < _LONGEST_HEADER else b"")
+            return size < 8 + length + max(entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__")
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return False
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file at once or not at all; raises OutputError when it cannot be written."""
+    ready = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
+    facts = {"format": "pt"} | {key: str(value) for key, value in (metadata or {}).items()}
+    write_whole(path, lambda part: save_file(ready, part, metadata=facts))
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a json object, indented, keys sorted, at once or not at all; raises OutputError."""
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a file beside `path` and then puts it in place; nothing half-written stays behind."""
+    part = path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        part = Path(name)
+        write(part)
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"'{path}' cannot be written ({_line(error)}).") from None
+    finally:
+        if part != path:
+            part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

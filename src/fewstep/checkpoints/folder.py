@@ -1,0 +1,188 @@
+"""A diffusers folder's parts as modules with checked weights.
+
+Modules are built on the "meta" device, which allots and initialises nothing, and then take the file's own tensors.
+diffusers and transformers are imported when a part is built, and only the classes of networks.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.checkpoints.files import check_finite, read_json, read_tensors
+from fewstep.checkpoints.hub import PARTS, weight_names
+from fewstep.errors import CheckpointError
+
+REQUIRED = {
+    "unet": ("block_out_channels", "cross_attention_dim"),
+    "vae": ("block_out_channels", "latent_channels"),
+    "text_encoder": ("hidden_size", "num_hidden_layers", "vocab_size"),
+    "text_encoder_2": ("hidden_size", "num_hidden_layers", "vocab_size", "projection_dim"),
+}
+"""Config keys whose defaults would build another network than the one that was saved."""
+
+_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_NUMBER_FORMAT = ("dtype", "torch_dtype")
+_HARMLESS = ("position_ids", "text_projection.weight", "logit_scale")
+
+
+def read_config(folder: Path, part: str) -> dict[str, Any]:
+    """A part's config.json, with the keys that must be there checked."""
+    path = folder / part / "config.json"
+    config = read_json(path)
+    missing = [key for key in REQUIRED[part] if key not in config]
+    if missing:
+        raise CheckpointError(f"'{path}' lacks {' and '.join(missing)}: it is not a whole {part} config.")
+    wrong = [key for key in REQUIRED[part] if not isinstance(config[key], (int, list)) or isinstance(config[key], bool)]
+    if wrong:
+        raise CheckpointError(f"'{path}' gives {config[wrong[0]]!r} for {wrong[0]!r}, where a number belongs.")
+    return config
+
+
+def load_part(folder: Path, part: str, config: Mapping[str, Any], *, device: str, dtype: torch.dtype) -> Any:
+    """One part ("unet", "vae", "text_encoder", "text_encoder_2") with its weights, in eval mode, without gradients.
+
+    Raises CheckpointError naming the file when weights are missing, of the wrong shape, not finite or unknown.
+    """
+    module = _build(folder / part / "config.json", part, config)
+    files = weight_files(folder / part, PARTS[part])
+    tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+    tensors = _renamed(tensors, part, set(module.state_dict()))
+    _check_shapes(module, tensors, files[0])
+    ready = {name: tensor.to(device, dtype) for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if dtype == torch.float16:
+        _check_overflow(ready, files[0])
+    module.load_state_dict(ready, assign=True, strict=True)
+    _fill_position_ids(module, device)
+    return module.eval().requires_grad_(False)
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of a part; raises CheckpointError when there are none, or only pickles."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    found = [folder / name for name in weight_names(names, stem)]
+    if found:
+        return found
+    pickles = sorted(name for name in names if name.endswith((".bin", ".ckpt", ".pt")))
+    if pickles:
+        raise CheckpointError(
+            f"'{folder / pickles[0]}' is refused: it is a Python pickle, which can run code when opened. "
+            "Get the model's safetensors version."
+        )
+    raise CheckpointError(f"'{folder / stem}.safetensors' is missing (or some of its shards): copy the folder again.")
+
+
+def _build(path: Path, part: str, config: Mapping[str, Any]) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            return _text_module(part, config) if part.startswith("text") else _diffusers_module(path, part, config)
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001 - configs are checked by three libraries, each with its own exceptions
+        raise CheckpointError(f"'{path}' describes a {part} that cannot be built ({_first_line(error)}).") from None
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _diffusers_module(path: Path, part: str, config: Mapping[str, Any]) -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    known = {"UNet2DConditionModel": UNet2DConditionModel} if part == "unet" else {}
+    if part == "vae":
+        known = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+    name = config.get("_class_name", next(iter(known)))
+    if name not in known:
+        raise CheckpointError(f"'{path}' is of a {name}; known here: {', '.join(known)}.")
+    return known[name].from_config(dict(config))
+
+
+def _text_module(part: str, config: Mapping[str, Any]) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    kind = CLIPTextModel if part == "text_encoder" else CLIPTextModelWithProjection
+    return kind(CLIPTextConfig.from_dict({key: value for key, value in config.items() if key not in _NUMBER_FORMAT}))
+
+
+def _renamed(tensors: Mapping[str, Tensor], part: str, expected: set[str]) -> dict[str, Tensor]:
+    """Names as these versions of the libraries have them: CLIP's with or without text_model., the VAE's attention."""
+    if part == "vae":
+        return {_vae_name(name): _linear(name, tensor) for name, tensor in tensors.items()}
+    if part == "unet":
+        return dict(tensors)
+    flat = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    names = {name.removeprefix("text_model."): name for name in expected}
+    kept = {name: tensor for name, tensor in flat.items() if name in names or not name.endswith(_HARMLESS)}
+    return {names.get(name, name): tensor for name, tensor in kept.items()}
+
+
+def _vae_name(name: str) -> str:
+    parts = name.split(".")
+    if "attentions" in parts and parts[-2] in _OLD_VAE_ATTENTION:
+        parts[-2] = _OLD_VAE_ATTENTION[parts[-2]]
+    return ".".join(parts)
+
+
+def _linear(name: str, tensor: Tensor) -> Tensor:
+    """Old autoencoders keep their attention as convolutions of one pixel."""
+    return tensor[:, :, 0, 0] if ".attentions." in name and tensor.ndim == 4 else tensor
+
+
+def _check_shapes(module: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise CheckpointError(
+            f"'{file}' lacks {len(missing)} of {len(expected)} weights that its config.json asks for, such as "
+            f"'{missing[0]}': it is of another model, or damaged."
+        )
+    unknown = [name for name in tensors if name not in expected]
+    if unknown:
+        raise CheckpointError(
+            f"'{file}' holds {len(unknown)} weights that its config.json does not know, such as '{unknown[0]}': "
+            "the config is of another model."
+        )
+    for name, shape in expected.items():
+        if tuple(tensors[name].shape) != shape:
+            raise CheckpointError(
+                f"'{file}' holds '{name}' of shape {list(tensors[name].shape)} where its config.json asks for "
+                f"{list(shape)}."
+            )
+
+
+def _check_overflow(tensors: Mapping[str, Tensor], file: Path) -> None:
+    try:
+        check_finite(tensors, file)
+    except CheckpointError:
+        raise CheckpointError(f"'{file}' holds weights beyond float16's range. Use dtype bf16 or fp32.") from None
+
+
+def _fill_position_ids(module: nn.Module, device: str) -> None:
+    """The one buffer that no file holds: 0, 1, 2, ... for CLIP's positions."""
+    for inner in module.modules():
+        for name, buffer in inner.named_buffers(recurse=False):
+            if buffer.is_meta:
+                ids = torch.arange(buffer.shape[-1], device=device).expand(tuple(buffer.shape))
+                setattr(inner, name, nn.Buffer(ids, persistent=False))
+
+
+def load_tokenizer(folder: Path, part: str) -> Any:
+    """A CLIP tokenizer from vocab.json and merges.txt, or tokenizer.json, without any network."""
+    from transformers import CLIPTokenizer
+
+    inside = folder / part
+    whole = (inside / "tokenizer.json").is_file()
+    missing = [name for name in ("vocab.json", "merges.txt") if not (inside / name).is_file()]
+    if missing and not whole:
+        raise CheckpointError(f"'{inside / missing[0]}' is missing: the model folder is incomplete. Copy it again.")
+    if (inside / "tokenizer_config.json").is_file():
+        read_json(inside / "tokenizer_config.json")
+    try:
+        return CLIPTokenizer.from_pretrained(str(inside), local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exception
+        raise CheckpointError(f"The tokenizer in '{inside}' cannot be read ({_first_line(error)}).") from None

@@ -1,0 +1,371 @@
+"""LoRA files: read from every naming, merged into a model and taken out again to the last bit, written for everybody.
+
+LoRA, arXiv 2106.09685: W + (alpha / rank) up @ down, here times a weight of the user's. Every module has its own alpha;
+a file without alphas means alpha = rank. (diffusers gives all attention one alpha: wrong for resized LoRAs.)
+LoCon: the same for convolutions, with a `mid` between the two where the file has one (LyCORIS, arXiv 2309.14859).
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from fewstep.checkpoints.files import read_header, read_tensors, write_safetensors
+from fewstep.checkpoints.load import Model, Sampling
+from fewstep.checkpoints.lora_keys import Component, Key, Part, kohya_name, parse_key, unsupported
+from fewstep.checkpoints.lora_metadata import (
+    PeftConfigs,
+    peft_configs,
+    required_metadata,
+    sampling_of,
+    tensor_hash,
+    usage_metadata,
+)
+from fewstep.errors import LoraError, OutputError, RequestError
+from fewstep.models.family import Family
+
+CONSISTENCY_SAMPLERS = ("lcm", "tcd", "pcm")
+_LABELS = {768: "SD 1.5", 1024: "SD 2.x", 2048: "SDXL", 160: "pictogram"}
+
+
+@dataclass(frozen=True, eq=False)
+class LoraLayer:
+    """What a LoRA adds to one module.
+
+    Linear: down [rank, in], up [out, rank]. Convolution: down [rank, in, height, width], up [out, rank, 1, 1]; or with
+    mid [rank, rank, height, width] and down [rank, in, 1, 1].
+    """
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+    mid: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        """The inner width, by which alpha is divided."""
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Lora:
+    """A LoRA as read: `layers` by module name, `text_layers` by `text_encoder.<module>` or `text_encoder_2.<module>`."""
+
+    name: str
+    path: Path
+    layers: dict[str, LoraLayer]
+    text_layers: dict[str, LoraLayer]
+    metadata: dict[str, str]
+    sampling: Sampling | None
+    hash: str
+    """sha256 of the tensors, by which user interfaces name a LoRA (they show the first 12 letters)."""
+
+    @property
+    def is_consistency(self) -> bool:
+        """Is this an LCM-LoRA or one of its kin, which makes a model sample in few steps?"""
+        return self.sampling is not None and self.sampling.sampler in CONSISTENCY_SAMPLERS
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells two LoRAs apart: the tensors, and the alphas, which PEFT keeps outside of them."""
+        alphas = [layer.alpha for layer in (*self.layers.values(), *self.text_layers.values())]
+        return hashlib.sha256(f"{self.hash} {alphas}".encode()).hexdigest()
+
+
+def read_lora(path: str | Path, *, family: Family | None = None) -> Lora:
+    """Read a LoRA of any naming in `lora_keys`, whole or not at all.
+
+    Raises:
+        LoraError: the file is not a LoRA, of a format not read yet, incomplete, has keys that fit nowhere, or was made
+            for another family than `family` (not checked when None).
+        CheckpointError: the file is missing, cut short, no safetensors file, or holds NaN or infinity.
+    """
+    path = Path(path)
+    shapes, metadata = read_header(path)
+    keys = _places(path.name, list(shapes))
+    layers = _layers(path.name, keys, read_tensors(path), peft_configs(metadata, path))
+    unet = {module: layer for (component, module), layer in layers.items() if component == "unet"}
+    text = {f"{component}.{module}": layer for (component, module), layer in layers.items() if component != "unet"}
+    if family is not None:
+        _check_family(path.name, unet, text, family)
+    return Lora(path.stem, path, unet, text, metadata, sampling_of(metadata, path), _hash(path))
+
+
+def delta(layer: LoraLayer, *, device: torch.device | str | None = None) -> Tensor:
+    """(alpha / rank) up @ down in float32, in the shape that `down` tells: [out, in] or [out, in, height, width]."""
+    down, up = layer.down.to(device, torch.float32), layer.up.to(device, torch.float32)
+    up_OR = up.flatten(1) * (layer.alpha / layer.rank)
+    if layer.mid is not None:
+        return torch.einsum("or,rshw,si->oihw", up_OR, layer.mid.to(device, torch.float32), down.flatten(1))
+    return (up_OR @ down.flatten(1)).unflatten(1, down.shape[1:])
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One entry of what a model carries: which LoRA, how strongly."""
+
+    fingerprint: str
+    weight_unet: float
+    weight_text: float
+
+
+class LoraStack:
+    """The LoRAs merged into one model's weights, in place.
+
+    `state` tells what is merged. Setting the same again does nothing; any other stack is merged anew from the untouched
+    weights, which are kept on the CPU while they differ from the model's: `set([])` restores every bit of them.
+    """
+
+    def __init__(self, model: Model) -> None:
+        """A stack for `model`, which carries no LoRA yet."""
+        self.state: tuple[Merged, ...] = ()
+        self._label = model.family.label
+        self._modules = _modules(model)
+        self._base: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def set(self, loras: Sequence[tuple[Lora, float, float]]) -> None:
+        """Make the model carry exactly these (LoRA, weight for the UNet, weight for the text encoders).
+
+        Nothing is changed when one of them does not fit. Sums are in float32: the order matters only by rounding.
+
+        Raises:
+            LoraError: a LoRA has modules that the model lacks, or of another shape.
+            RequestError: a weight is not a finite number.
+        """
+        state = tuple(Merged(lora.fingerprint, weight_unet, weight_text) for lora, weight_unet, weight_text in loras)
+        if state == self.state:
+            return
+        additions = self._additions(loras)
+        try:
+            for name in [name for name in self._base if name not in additions]:
+                self._restore(name)
+            for name, parts in additions.items():
+                self._merge(name, parts)
+        except BaseException:
+            self._restore_all()
+            raise
+        self.state = state
+
+    def _additions(self, loras: Iterable[tuple[Lora, float, float]]) -> dict[str, list[tuple[LoraLayer, float]]]:
+        additions: dict[str, list[tuple[LoraLayer, float]]] = {}
+        for lora, weight_unet, weight_text in loras:
+            unet = {f"unet.{name}": layer for name, layer in lora.layers.items()}
+            for layers, weight in ((unet, weight_unet), (lora.text_layers, weight_text)):
+                _check_weight(lora, weight)
+                self._check_fit(lora, layers)
+                for name, layer in layers.items() if weight else ():
+                    additions.setdefault(name, []).append((layer, weight))
+        return additions
+
+    def _check_fit(self, lora: Lora, layers: Mapping[str, LoraLayer]) -> None:
+        missing = [name for name in layers if name not in self._modules]
+        if missing:
+            raise LoraError(
+                f"'{lora.path.name}' does not fit this {self._label} model: {len(missing)} of its {len(layers)} "
+                f"modules are not there, first '{missing[0]}'. Use a LoRA made for {self._label}."
+            )
+        for name, layer in layers.items():
+            wanted, found = self._modules[name].weight.shape, _shape(layer)
+            if wanted.numel() != found.numel() or wanted[:2] != found[:2]:
+                raise LoraError(
+                    f"'{lora.path.name}' does not fit this {self._label} model: '{name}' has shape {list(wanted)}, "
+                    f"the LoRA's is {list(found)}. Use a LoRA made for this model."
+                )
+
+    def _merge(self, name: str, parts: Iterable[tuple[LoraLayer, float]]) -> None:
+        weight = self._modules[name].weight
+        base = self._base.setdefault(name, weight.detach().to("cpu", copy=True))
+        total = base.to(weight.device, torch.float32, copy=True)
+        for layer, strength in parts:
+            # A 1x1 convolution and a linear layer are the same numbers: either may carry the other's LoRA.
+            total += strength * delta(layer, device=weight.device).reshape(total.shape)
+        weight.copy_(total)
+
+    def _restore(self, name: str) -> None:
+        self._modules[name].weight.copy_(self._base[name])
+        del self._base[name]
+
+    def _restore_all(self) -> None:
+        for name in list(self._base):
+            self._restore(name)
+        self.state = ()
+
+
+def write_lora(
+    path: str | Path,
+    layers: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    alpha: float,
+    metadata: Mapping[str, str] | None = None,
+    sampling: Sampling | None = None,
+) -> Lora:
+    """Write UNet layers (module name -> down, up) in kohya's naming, read the file back, compare and return it.
+
+    The tensors are written in the number format they have; `alpha` is one for all modules, because diffusers misreads
+    others. `metadata` is added to, and wins over, what other programs look for.
+
+    Raises:
+        LoraError: there are no layers, or one that could not be read again: a wrong shape, a NaN, an unknown name.
+        OutputError: the file cannot be written, or holds something else when read back (it is removed then).
+    """
+    path = Path(path)
+    tensors = _kohya_tensors(layers, alpha)
+    facts = required_metadata(
+        title=path.stem,
+        alpha=alpha,
+        ranks={down.shape[0] for down, _ in layers.values()},
+        convolutions=any(down.ndim == 4 and down[0, 0].numel() > 1 for down, _ in layers.values()),
+        width=_cross_attention_dim(LoraLayer(*pair, alpha) for name, pair in layers.items() if _is_cross(name)),
+    )
+    facts |= usage_metadata(sampling) if sampling is not None else {}
+    digest = tensor_hash(BytesIO(save(tensors)))
+    hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+    write_safetensors(path, tensors, facts | dict(metadata or {}) | hashes)
+    return _read_back(path, layers, tensors, digest)
+
+
+def _places(name: str, keys: list[str]) -> dict[str, Key]:
+    found = unsupported(keys)
+    if found is not None:
+        what, key = found
+        raise LoraError(
+            f"'{name}' is {what} (its key '{key}'), a format that is not read yet. Use a LoRA or LoCon file."
+        )
+    places = {key: parse_key(key) for key in keys}
+    unknown = [key for key, place in places.items() if place is None]
+    if len(unknown) == len(keys):
+        what = f"{len(keys)} tensors, first '{keys[0]}'" if keys else "no tensors"
+        raise LoraError(f"'{name}' is not a LoRA: it holds {what}. If it is a checkpoint, load it as the model.")
+    if unknown:
+        raise LoraError(
+            f"'{name}' has {len(unknown)} keys of {len(keys)} that fit no known module, first '{unknown[0]}'."
+        )
+    return {key: place for key, place in places.items() if place is not None}
+
+
+def _layers(
+    name: str, places: Mapping[str, Key], tensors: Mapping[str, Tensor], configs: PeftConfigs
+) -> dict[tuple[Component, str], LoraLayer]:
+    groups: dict[tuple[Component, str], dict[Part, Tensor]] = {}
+    for key, (component, module, part) in places.items():
+        group = groups.setdefault((component, module), {})
+        if part in group:
+            raise LoraError(f"'{name}' has '{part}' of the module '{module}' twice, the second time as '{key}'.")
+        group[part] = tensors[key]
+    return {place: _layer(name, place, group, configs) for place, group in groups.items()}
+
+
+def _layer(name: str, place: tuple[Component, str], parts: Mapping[Part, Tensor], configs: PeftConfigs) -> LoraLayer:
+    component, module = place
+    for part in ("down", "up"):
+        if part not in parts:
+            raise LoraError(f"'{name}' is incomplete: the module '{module}' has {' and '.join(parts)} but no '{part}'.")
+    down, up, mid = parts["down"], parts["up"], parts.get("mid")
+    if not _is_sound(down, up, mid):
+        shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items() if part != "alpha")
+        raise LoraError(f"'{name}' is damaged: the shapes of the module '{module}' do not fit one another ({shapes}).")
+    if "alpha" not in parts:
+        return LoraLayer(down, up, configs.alpha(component, module, rank=down.shape[0]), mid)
+    if parts["alpha"].numel() != 1:
+        raise LoraError(f"'{name}' is damaged: the alpha of the module '{module}' is not one number.")
+    return LoraLayer(down, up, float(parts["alpha"]), mid)
+
+
+def _is_sound(down: Tensor, up: Tensor, mid: Tensor | None) -> bool:
+    if down.ndim not in (2, 4) or up.ndim not in (2, 4) or 0 in down.shape or up.shape[1] != down.shape[0]:
+        return False
+    if up[0, 0].numel() != 1:
+        return False
+    return mid is None or (mid.shape[:2] == (down.shape[0],) * 2 and mid.ndim == 4 and down[0, 0].numel() == 1)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return tensor_hash(file)
+
+
+def _shape(layer: LoraLayer) -> torch.Size:
+    inner = layer.down.shape[2:] if layer.mid is None else layer.mid.shape[2:]
+    return torch.Size((layer.up.shape[0], layer.down.shape[1], *inner))
+
+
+def _check_family(name: str, unet: Mapping[str, LoraLayer], text: Mapping[str, LoraLayer], family: Family) -> None:
+    width = _cross_attention_dim(layer for module, layer in unet.items() if _is_cross(module))
+    if width is None:
+        width = _width_by_text(text, family)
+    if width is None or width == family.cross_attention_dim:
+        return
+    label = _LABELS.get(width)
+    load = f"an {label} checkpoint" if label else "the checkpoint it was made for"
+    raise LoraError(
+        f"'{name}' is a LoRA for {label or 'another family'} (cross-attention {width}) but the model is {family.label} "
+        f"({family.cross_attention_dim}). Load {load}, or a LoRA made for {family.label}."
+    )
+
+
+def _width_by_text(text: Mapping[str, LoraLayer], family: Family) -> int | None:
+    """For a LoRA without cross-attention: the width that its text encoders would feed, None if they do not tell."""
+    widths = {name.partition(".")[0]: layer.down.shape[1] for name, layer in text.items() if name.endswith(".q_proj")}
+    return sum(widths.values()) if len(widths) in (family.text_encoders, 2) else None
+
+
+def _is_cross(module: str) -> bool:
+    return module.endswith((".attn2.to_k", ".attn2.to_v"))
+
+
+def _cross_attention_dim(layers: Iterable[LoraLayer]) -> int | None:
+    return next((layer.down.shape[1] for layer in layers), None)
+
+
+def _check_weight(lora: Lora, weight: float) -> None:
+    if not abs(weight) < float("inf"):
+        raise RequestError(f"The weight {weight} of the LoRA '{lora.name}' is not a finite number. Use one like 0.8.")
+
+
+def _modules(model: Model) -> dict[str, Any]:
+    """Every linear and convolution layer under the name it has in files, whatever else has been put beside it."""
+    roots = {"unet": model.unet, "text_encoder": model.text.encoders[0]}
+    if len(model.text.encoders) > 1:
+        roots["text_encoder_2"] = model.text.encoders[1]
+    return {
+        f"{component}.{name.removeprefix('text_model.').replace('.base_layer', '')}": module
+        for component, root in roots.items()
+        for name, module in root.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name
+    }
+
+
+def _kohya_tensors(layers: Mapping[str, tuple[Tensor, Tensor]], alpha: float) -> dict[str, Tensor]:
+    if not layers:
+        raise LoraError("There are no LoRA layers to write.")
+    tensors: dict[str, Tensor] = {}
+    for module, (down, up) in layers.items():
+        if parse_key(kohya_name(module) + ".alpha") != ("unet", module, "alpha") or not _is_sound(down, up, None):
+            raise LoraError(f"The LoRA layer '{module}' cannot be written: its name or shapes would not be read again.")
+        if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+            raise LoraError(
+                f"The LoRA layer '{module}' holds NaN or infinity: lower the learning rate and train again."
+            )
+        parts = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(alpha))}
+        tensors |= {f"{kohya_name(module)}.{part}": tensor for part, tensor in parts.items()}
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _read_back(
+    path: Path, layers: Mapping[str, tuple[Tensor, Tensor]], tensors: Mapping[str, Tensor], digest: str
+) -> Lora:
+    lora, found = read_lora(path), read_tensors(path)
+    same = found.keys() == tensors.keys() and all(
+        found[key].dtype == tensor.dtype and torch.equal(found[key], tensor) for key, tensor in tensors.items()
+    )
+    if not same or lora.layers.keys() != layers.keys() or lora.hash != digest:
+        path.unlink()
+        raise OutputError(f"'{path}' held something else when it was read back, so it was removed. Is the disk sound?")
+    return lora

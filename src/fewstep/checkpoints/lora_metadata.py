@@ -1,0 +1,183 @@
+"""The text inside LoRA files: what says how to sample, what says how strong, and what we write.
+
+kohya's `ss_*`: sd-scripts, library/train_util.py. ModelSpec 1.0.1: github.com/Stability-AI/ModelSpec. `fewstep.*` is
+ours: sampler, steps, guidance, table, origin_steps, w (what the student was distilled at, as in the papers: 0 = off).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from fewstep.checkpoints.load import Sampling
+from fewstep.errors import LoraError
+
+N = TypeVar("N", int, float)
+
+LCM_SAMPLING = Sampling(sampler="lcm", table="linspace-lcm", steps=4, guidance=1.0, origin_steps=50)
+"""How every published LCM-LoRA is sampled (arXiv 2311.05556, section 4)."""
+
+_NAME_KEYS = ("modelspec.title", "modelspec.tags", "ss_output_name")
+_PROSE_KEYS = ("modelspec.usage_hint", "modelspec.description", "ss_training_comment")
+_LCM_NAME = re.compile(r"(?<![a-z0-9])lcm(?![a-z0-9])", re.IGNORECASE)
+_LCM_PROSE = re.compile(r"lcm[-_ ]?lora|lcm[-_ ]sampler|latent consistency", re.IGNORECASE)
+_LCM_FILE = re.compile(r"lcm[-_ ]?lora", re.IGNORECASE)
+_NAMELESS = "pytorch_lora_weights"
+
+_DIFFUSERS, _STABILITY = "diffusers", "https://github.com/Stability-AI/generative-models"
+_ARCHITECTURES: dict[int, tuple[str, str, str, str]] = {
+    # cross-attention width -> ModelSpec architecture, ModelSpec implementation, kohya base model, resolution
+    768: ("stable-diffusion-v1", _DIFFUSERS, "sd_v1", "512x512"),
+    1024: ("stable-diffusion-v2-768-v", _DIFFUSERS, "sd_v2", "768x768"),
+    2048: ("stable-diffusion-xl-v1-base", _STABILITY, "sdxl_base_v1-0", "1024x1024"),
+    160: ("fewstep-pictogram", _DIFFUSERS, "fewstep_pictogram", "256x256"),
+}
+_OTHER_ARCHITECTURE = ("stable-diffusion-v1", _DIFFUSERS, "sd_v1", "512x512")
+
+
+def sampling_of(metadata: Mapping[str, str], path: Path) -> Sampling | None:
+    """How a LoRA wants to be sampled: as our own keys say, else as an LCM-LoRA when its text or file name says so.
+
+    None for an ordinary LoRA. Raises LoraError when one of our keys holds something else than its number.
+    """
+    sampler = metadata.get("fewstep.sampler")
+    if sampler is None:
+        return LCM_SAMPLING if _says_lcm(metadata, path) else None
+    return Sampling(
+        sampler=sampler,
+        table=metadata.get("fewstep.table", LCM_SAMPLING.table),
+        steps=_number(metadata, "fewstep.steps", LCM_SAMPLING.steps, path),
+        guidance=_number(metadata, "fewstep.guidance", LCM_SAMPLING.guidance, path),
+        origin_steps=_number(metadata, "fewstep.origin_steps", LCM_SAMPLING.origin_steps, path),
+    )
+
+
+def tensor_hash(file: BinaryIO) -> str:
+    """sha256 of a safetensors file behind its header: of the tensors, not the metadata (kohya's `sshs_model_hash`)."""
+    digest = hashlib.sha256()
+    file.seek(8 + int.from_bytes(file.read(8), "little"))
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class PeftConfigs:
+    """PEFT's record of its strengths, which stands beside the tensors, not among them: component -> its config."""
+
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def alpha(self, component: str, module: str, *, rank: int) -> float:
+        """The alpha of one module, to be divided by its rank; PEFT's default where nothing is recorded is alpha = rank.
+
+        With rsLoRA (arXiv 2312.03732) the strength is alpha / sqrt(rank), told here as an alpha of alpha * sqrt(rank).
+        """
+        config = self.configs.get(component, {})
+        alpha = config.get("lora_alpha", rank)
+        for pattern, own in (config.get("alpha_pattern") or {}).items():
+            if re.fullmatch(rf"(?:.*\.)?(?:{pattern.replace('text_model.', '')})", module):
+                alpha = own
+                break
+        return float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0)
+
+
+def peft_configs(metadata: Mapping[str, str], path: Path) -> PeftConfigs:
+    """From diffusers' metadata key, else from PEFT's `adapter_config.json` beside its `adapter_model.safetensors`.
+
+    Raises LoraError when the record cannot be read.
+    """
+    text = metadata.get("lora_adapter_metadata")
+    beside = path.with_name("adapter_config.json")
+    try:
+        if text is None:
+            if not (path.stem == "adapter_model" and beside.is_file()):
+                return PeftConfigs()
+            text = beside.read_text(encoding="utf-8")
+        return PeftConfigs({name: _checked(config) for name, config in _by_component(json.loads(text)).items()})
+    except (OSError, ValueError, AttributeError, TypeError, re.error):
+        raise LoraError(
+            f"'{path.name}' has a PEFT configuration that cannot be read, so its strength is unknown. Get it again."
+        ) from None
+
+
+def required_metadata(
+    *, title: str, alpha: float, ranks: set[int], convolutions: bool, width: int | None
+) -> dict[str, str]:
+    """The keys other programs look for: kohya's minimum, by which A1111 knows the family, and what ModelSpec demands.
+
+    `width` is the cross-attention width, or None for a LoRA that does not touch the cross-attention.
+    """
+    architecture, implementation, base, resolution = _ARCHITECTURES.get(width or 0, _OTHER_ARCHITECTURE)
+    rank = str(ranks.copy().pop()) if len(ranks) == 1 else "Dynamic"
+    arguments = {"conv_dim": rank, "conv_alpha": f"{alpha:g}"} if convolutions else {}
+    return {
+        "ss_v2": str(base == "sd_v2"),
+        "ss_base_model_version": base,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": f"{alpha:g}",
+        "ss_network_args": json.dumps(arguments),
+        "ss_output_name": title,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": implementation,
+        "modelspec.title": title,
+        "modelspec.resolution": resolution,
+    }
+
+
+def usage_metadata(sampling: Sampling) -> dict[str, str]:
+    """`sampling` in our own keys, and in words for people who use other programs."""
+    label = sampling.sampler.upper()
+    return {
+        "fewstep.sampler": sampling.sampler,
+        "fewstep.steps": str(sampling.steps),
+        "fewstep.guidance": f"{sampling.guidance:g}",
+        "fewstep.table": sampling.table,
+        "fewstep.origin_steps": str(sampling.origin_steps),
+        "modelspec.usage_hint": f"{label} sampler, {sampling.steps} steps, CFG {sampling.guidance:g}",
+    }
+
+
+def _says_lcm(metadata: Mapping[str, str], path: Path) -> bool:
+    # The published files are all called pytorch_lora_weights: their folder has the name, or the Hub's cache above it.
+    folders = path.absolute().parents[:3] if path.stem == _NAMELESS else ()
+    names = [path.stem, *(folder.name for folder in folders)]
+    return (
+        any(_LCM_NAME.search(metadata.get(key, "")) for key in _NAME_KEYS)
+        or any(_LCM_PROSE.search(metadata.get(key, "")) for key in _PROSE_KEYS)
+        or any(_LCM_FILE.search(name) for name in names)
+    )
+
+
+def _number(metadata: Mapping[str, str], key: str, default: N, path: Path) -> N:
+    try:
+        return type(default)(metadata.get(key, default))
+    except ValueError:
+        found = metadata[key]
+        raise LoraError(f"'{path.name}' says {key} = '{found}', which is not a number. Correct its metadata.") from None
+
+
+def _by_component(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"unet.r": 4, "text_encoder.r": 8} or {"r": 4} -> {"unet": {"r": 4}, ...}; without a prefix it is for all."""
+    return {
+        name: {key.removeprefix(f"{name}."): value for key, value in config.items() if _concerns(key, name)}
+        for name in ("unet", "text_encoder", "text_encoder_2")
+    }
+
+
+def _checked(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config; raises where a strength is not a number or a pattern is not one."""
+    patterns: dict[str, Any] = config.get("alpha_pattern") or {}
+    for pattern, alpha in patterns.items():
+        re.compile(pattern)
+        float(alpha)
+    float(config.get("lora_alpha", 0))
+    return config
+
+
+def _concerns(key: str, component: str) -> bool:
+    return "." not in key or key.startswith(f"{component}.")

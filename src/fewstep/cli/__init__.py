@@ -1,0 +1,1 @@
+"""The command `fewstep`: parse, call, print. No module here imports torch before a command runs."""

@@ -1,0 +1,145 @@
+"""`fewstep info [PATH]`: what a model folder, a LoRA file or a picture is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.image import EXTENSIONS
+
+if TYPE_CHECKING:
+    from fewstep.checkpoints.load import Sampling
+
+
+def register(subparsers: Any) -> None:
+    """Add `info` to the command line."""
+    parser = subparsers.add_parser(
+        "info",
+        help="describe a model, a LoRA or a picture",
+        description="Describe a model folder, a Hub name, a LoRA file or a picture; the embedded model if none is given.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("path", nargs="?", metavar="PATH", help="what to describe")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="show where an error is")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Describes; returns the exit code."""
+    facts = describe(arguments.path)
+    print(json.dumps(facts, ensure_ascii=False, indent=2) if arguments.json else "\n".join(_lines(facts)))
+    return 0
+
+
+def describe(path: str | None) -> dict[str, Any]:
+    """The facts, by what the path is.
+
+    Raises:
+        CheckpointError, LoraError, ImageError: it is missing, damaged, or none of these.
+    """
+    suffix = Path(path).suffix.lower() if path is not None else ""
+    if path is not None and suffix in EXTENSIONS:
+        return _picture(Path(path))
+    if path is not None and Path(path).is_file():
+        return _lora(Path(path))
+    return _model(path)
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    from fewstep.image import open_any
+    from fewstep.infotext import parse, read
+
+    image = open_any(path, "picture")
+    facts: dict[str, Any] = {"kind": "picture", "path": str(path), "size": f"{image.width}x{image.height}"}
+    text = read(path)
+    if text is None:
+        return facts | {"settings": None}
+    info = parse(text)
+    return facts | {"prompt": info.prompt, "negative_prompt": info.negative_prompt, "settings": dict(info.settings)}
+
+
+def _lora(path: Path) -> dict[str, Any]:
+    from fewstep.checkpoints.lora import read_lora
+
+    lora = read_lora(path)
+    layers = [*lora.layers.values(), *lora.text_layers.values()]
+    return {
+        "kind": "LoRA",
+        "path": str(path),
+        "name": lora.name,
+        "hash": lora.hash[:12],
+        "unet_modules": len(lora.layers),
+        "text_modules": len(lora.text_layers),
+        "ranks": sorted({layer.rank for layer in layers}),
+        "alphas": sorted({layer.alpha for layer in layers}),
+        "parameters": sum(layer.down.numel() + layer.up.numel() for layer in layers),
+        "dtype": ", ".join(sorted({str(layer.down.dtype).removeprefix("torch.") for layer in layers})),
+        "cross_attention": next((m.down.shape[1] for n, m in lora.layers.items() if n.endswith("attn2.to_k")), None),
+        "sampling": _sampling(lora.sampling),
+        "metadata": lora.metadata,
+    }
+
+
+def _model(path: str | None) -> dict[str, Any]:
+    """Loaded in half precision on the CPU: that checks every weight and takes the least memory."""
+    from fewstep.checkpoints.load import load_model
+
+    model = load_model(path, device="cpu", dtype="bfloat16")
+    parts = {"unet": [model.unet], "vae": [model.vae], "text": list(model.text.encoders)}
+    counts = {name: sum(p.numel() for module in modules for p in module.parameters()) for name, modules in parts.items()}
+    return {
+        "kind": "model",
+        "path": str(model.path),
+        "name": model.name,
+        "hash": model.content_hash,
+        "family": model.family.label,
+        "cross_attention": model.family.cross_attention_dim,
+        "size_px": model.family.size_px,
+        "prediction": model.schedule.prediction,
+        "parameters": counts | {"all": sum(counts.values())},
+        "dtype": _stored_dtype(model.path),
+        "sampling": _sampling(model.sampling),
+        "loras": sorted(file.name for file in model.path.glob("*lora*.safetensors")),
+    }
+
+
+def _stored_dtype(folder: Path) -> str:
+    """The number formats of the UNet's weights on disk."""
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for path in (folder / "unet").glob("*.safetensors"):
+        with safe_open(path, framework="np") as file:
+            found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return ", ".join(sorted(found))
+
+
+def _sampling(sampling: Sampling | None) -> dict[str, Any] | None:
+    if sampling is None:
+        return None
+    names = ("sampler", "table", "steps", "guidance", "origin_steps", "embedded_guidance")
+    return {name: getattr(sampling, name) for name in names}
+
+
+def _lines(facts: Mapping[str, Any], indent: str = "") -> list[str]:
+    lines: list[str] = []
+    width = max((len(key) for key in facts), default=0) + 2
+    for key, value in facts.items():
+        label = indent + key.replace("_", " ").ljust(width)
+        if isinstance(value, Mapping) and value:
+            lines += [label.rstrip(), *_lines(value, indent + "  ")]
+        else:
+            lines.append(f"{label}{_text(value)}")
+    return lines
+
+
+def _text(value: Any) -> str:
+    if value is None or value == "" or value == {} or value == []:
+        return "-"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value > 9999 else f"{value}"

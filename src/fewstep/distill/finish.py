@@ -1,0 +1,191 @@
+"""The end of a run: write the result, read it back, compare its outputs, and refuse to call a bad one finished.
+
+Nothing stands under the asked name before both checks have passed; until then the result is named `*.rejected.*`.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fewstep.checkpoints.load import Model, Sampling, load_model
+from fewstep.checkpoints.lora import LoraStack, read_lora, write_lora
+from fewstep.checkpoints.save import save_model
+from fewstep.data.seeds import noise_at
+from fewstep.distill.report import distance, rms, solve
+from fewstep.distill.run import STATE, Run
+from fewstep.distill.students import like
+from fewstep.errors import OutputError, QualityError
+from fewstep.models.lora_layers import lora_state
+from fewstep.models.unet import predict
+
+TOLERANCE = 5e-3
+LEAST_CHANGE = 1e-3
+TRAINING = "training.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: where it was written, and its distance to the teacher's solution beside the teacher's own."""
+
+    path: Path
+    steps: int
+    sampling_steps: int
+    student: float
+    teacher: float
+    teacher_plain: float
+    read_back_error: float
+
+
+def finish(run: Run, path: str | Path) -> Result:
+    """Write the LoRA file or the full model's folder to `path`, after reading it back and judging it.
+
+    Raises QualityError, and leaves the result beside `path` as `.rejected`, when what is read back answers otherwise,
+    or when the student at `sampling_steps` steps is not nearer to the teacher's many-step solution than the guided
+    teacher itself under the same sampler, from the same noise, or has hardly moved from its teacher at all.
+    """
+    path = Path(path)
+    kept = rejected_path(path, run.recipe.student)
+    _prepare(path, kept, run.recipe.student)
+    write, read = _FORMS[run.recipe.student]
+    write(run, kept)
+    error = _read_back_error(run, read(run, kept))
+    if not error <= TOLERANCE:
+        raise QualityError(
+            f"'{kept}' read back answers differently (relative error {error:.2g}). Report this; the weights are kept "
+            f"there."
+        )
+    result = _judged(run, path, kept, error)
+    shutil.rmtree(path, ignore_errors=True)
+    kept.replace(path)
+    (run.folder / "result.json").write_text(json.dumps(asdict(result) | {"path": str(path)}) + "\n")
+    (run.folder / STATE).unlink(missing_ok=True)
+    return result
+
+
+def rejected_path(path: Path, student: str) -> Path:
+    """Where a result stands until it is accepted.
+
+    >>> rejected_path(Path("a/lcm.safetensors"), "lora").name, rejected_path(Path("a/lcm"), "full").name
+    ('lcm.rejected.safetensors', 'lcm.rejected')
+    """
+    return (
+        path.with_name(f"{path.name}.rejected")
+        if student == "full"
+        else path.with_name(f"{path.stem}.rejected.safetensors")
+    )
+
+
+def sampling_of(run: Run) -> Sampling:
+    """How the result wants to be sampled."""
+    recipe = run.recipe
+    embedded = recipe.student == "full" and recipe.guidance_embedding > 0
+    return Sampling(
+        sampler=recipe.sampler,
+        table=recipe.table,
+        steps=recipe.sampling_steps,
+        guidance=1 + recipe.w if embedded else recipe.sampling_guidance,
+        origin_steps=recipe.origin_steps,
+        embedded_guidance=embedded,
+    )
+
+
+def metadata_of(run: Run) -> dict[str, str]:
+    """What the result says of how it was made, beside how it wants to be sampled."""
+    return {
+        "fewstep.w": str(run.recipe.w),
+        "fewstep.objective": run.recipe.objective,
+        "fewstep.trained_steps": str(run.step),
+        "fewstep.base": run.model.content_hash,
+        "fewstep.recipe": json.dumps(asdict(run.recipe)),
+    }
+
+
+def _judged(run: Run, path: Path, kept: Path, error: float) -> Result:
+    steps = run.recipe.sampling_steps
+    student, teacher, plain = (distance(run, who, steps) for who in ("student", "guided", "plain"))
+    untouched = _has_not_moved(run, steps)
+    if untouched or not student < teacher:
+        found = "answers as its teacher does" if untouched else f"is {student:.4g} from its teacher's solution"
+        raise QualityError(
+            f"The student {found} at {steps} steps, and the teacher without training is {teacher:.4g} from it; "
+            f"so it is not finished, and kept as '{kept}'. Train longer, or lower learning_rate."
+        )
+    return Result(path, run.step, steps, student, teacher, plain, error)
+
+
+def _has_not_moved(run: Run, steps: int) -> bool:
+    plain_NCHW = solve(run, "plain", steps)
+    return not rms(solve(run, "student", steps) - plain_NCHW) > LEAST_CHANGE * rms(plain_NCHW)
+
+
+def _prepare(path: Path, kept: Path, student: str) -> None:
+    if student == "lora" and path.suffix != ".safetensors":
+        raise OutputError(f"A LoRA is written as .safetensors, not as '{path.name}'. Use -o {path.stem}.safetensors.")
+    if path.is_dir() != (student == "full") and path.exists():
+        raise OutputError(f"'{path}' is in the way: it is a {'folder' if path.is_dir() else 'file'}. Use another name.")
+    if path.is_dir() and any(path.iterdir()) and not (path / "model_index.json").is_file():
+        raise OutputError(f"The folder '{path}' holds something else than a model. Use another name.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kept.is_dir():
+        shutil.rmtree(kept)
+
+
+def _write_lora(run: Run, path: Path) -> None:
+    layers = {name: (down.half(), up.half()) for name, (down, up) in lora_state(run.student.unet).items()}
+    write_lora(path, layers, alpha=run.recipe.alpha, metadata=metadata_of(run), sampling=sampling_of(run))
+
+
+def _read_lora(run: Run, path: Path) -> Any:
+    base = _plain_copy(run.student.unet)
+    model = replace(run.model, unet=base)
+    LoraStack(model).set([(read_lora(path, family=run.model.family), 1.0, 1.0)])
+    return model.unet
+
+
+def _write_full(run: Run, path: Path) -> None:
+    save_model(_full_model(run), path)
+    (path / TRAINING).write_text(json.dumps(metadata_of(run), indent=1) + "\n")
+
+
+def _read_full(run: Run, path: Path) -> Any:
+    return load_model(path, device=run.model.device, dtype="fp32").unet
+
+
+def _full_model(run: Run) -> Model:
+    return replace(run.model, unet=run.student.unet, sampling=sampling_of(run))
+
+
+_FORMS: dict[str, tuple[Callable[[Run, Path], None], Callable[[Run, Path], Any]]] = {
+    "lora": (_write_lora, _read_lora),
+    "full": (_write_full, _read_full),
+}
+
+
+def _plain_copy(unet: Any) -> Any:
+    """The UNet as it was before adapters were injected, in memory of its own."""
+    base = type(unet).from_config(dict(unet.config))
+    weights = {
+        name.replace(".base_layer.", "."): value for name, value in unet.state_dict().items() if ".lora_" not in name
+    }
+    base.load_state_dict(weights)
+    return like(base.eval(), unet)
+
+
+@torch.no_grad()
+def _read_back_error(run: Run, unet: Any) -> float:
+    """Relative RMS difference of the outputs of what was trained and what was read back, on fixed inputs at four
+    timesteps.
+    """
+    count = run.model.schedule.count
+    t_B = torch.tensor([0, count // 3, 2 * count // 3, count - 1], device=run.device)
+    z_BCHW = noise_at((4, *run.cache.shape), run.recipe.seed, "read back").to(run.device)
+    text = run.cache.text([0]).expand(4).to(run.device)
+    w_B = torch.full((4,), run.recipe.w, device=run.device)
+    trained = run.student.target(z_BCHW, t_B, text, w_B).float()
+    found = predict(unet, z_BCHW, t_B, text, w_B=w_B, size=run.size).float()
+    return float((trained - found).norm() / trained.norm())

@@ -1,0 +1,178 @@
+"""A recipe is data: one TOML table of named values, checked before anything is loaded.
+
+The comment beside a published recipe states what it was seen to give.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from math import cos, pi
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import RecipeError
+
+
+def _value(
+    default: Any, text: str, *, least: float | None = None, most: float | None = None, choices: Sequence[str] = ()
+) -> Any:
+    return field(default=default, metadata={"help": text, "least": least, "most": most, "choices": tuple(choices)})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a training run depends on besides the model and the data."""
+
+    model: str = _value("", "teacher: folder, file or hub name; empty means the embedded model")
+    objective: str = _value("lcm", "distillation method")
+    student: str = _value("lora", "what is trained", choices=("lora", "full"))
+    rank: int = _value(64, "rank of the LoRA", least=1)
+    alpha: float = _value(64.0, "scale of the LoRA; its weight is alpha / rank", least=1e-6)
+    guidance_embedding: int = _value(256, "width of a full student's guidance embedding; 0 means none", least=0)
+    ema: float = _value(0.95, "decay of a full student's averaged target; a LoRA has none", least=0, most=1)
+    origin_steps: int = _value(50, "points of the teacher's grid; divides the model's timesteps", least=1)
+    w_min: float = _value(7.5, "least guidance scale w = guidance - 1", least=0)
+    w_max: float = _value(7.5, "greatest w; equal to w_min means fixed", least=0)
+    distance: str = _value("huber", "distance between prediction and target", choices=("huber", "l2"))
+    huber_c: float = _value(1e-3, "where the pseudo-Huber distance turns from squared to absolute", least=1e-12)
+    steps: int = _value(1000, "optimiser steps", least=1)
+    batch: int = _value(12, "items in one forward pass", least=1)
+    accumulate: int = _value(1, "forward passes to one optimiser step", least=1)
+    learning_rate: float = _value(1e-4, "greatest learning rate", least=0)
+    warmup: int = _value(0, "steps over which the learning rate rises from 0", least=0)
+    decay: str = _value("constant", "course of the learning rate after the warm-up", choices=("constant", "cosine"))
+    weight_decay: float = _value(0.0, "AdamW's weight decay", least=0)
+    clip: float = _value(1.0, "greatest norm of the gradient", least=1e-12)
+    empty_captions: float = _value(0.0, "share of items trained with the empty prompt", least=0, most=1)
+    precision: str = _value("float32", "format the networks compute in", choices=("float32", "bfloat16"))
+    checkpointing: bool = _value(False, "recompute activations to save memory")
+    seed: int = _value(0, "seed of every draw", least=0)
+    save_every: int = _value(500, "steps between checkpoints", least=1)
+    look_every: int = _value(500, "steps between sample grids and distances; 0 means never", least=0)
+    look_count: int = _value(16, "fixed items that distances are measured on", least=1)
+    look_steps: tuple[int, ...] = _value((1, 2, 4, 8), "sampling steps looked at")
+    look_teacher_steps: int = _value(50, "steps of the teacher's solution", least=1)
+    sampler: str = _value("lcm", "sampler the student is made for")
+    sampling_steps: int = _value(4, "steps written into the result, and judged at the end", least=1)
+    sampling_guidance: float = _value(1.0, "guidance written into the result", least=0)
+    table: str = _value("linspace-lcm", "timestep table written into the result")
+
+    @property
+    def w(self) -> float:
+        """The w that distances are measured at: the fixed one, or the middle of the range."""
+        return (self.w_min + self.w_max) / 2
+
+
+_FIELDS = {entry.name: entry for entry in fields(Recipe)}
+
+
+def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply `key=value` overrides. Raises RecipeError naming the key, what was found and what
+    fits.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text())
+    except OSError as error:
+        raise RecipeError(f"The recipe '{path}' cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe '{path}' is not valid TOML: {error}.") from error
+    return make_recipe(table | dict(map(parse_override, overrides)))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `key=value`; the value is read as TOML, and as plain text where it is not.
+
+    >>> parse_override("learning_rate=2e-4"), parse_override("student=full")
+    (('learning_rate', 0.0002), ('student', 'full'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise RecipeError(f"'{text}' is not an override. Write key=value, for example steps=500.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def make_recipe(values: Mapping[str, Any]) -> Recipe:
+    """Check every value and make the recipe. Raises RecipeError."""
+    recipe = Recipe(**{key: _checked(key, value) for key, value in values.items()})
+    if recipe.w_min > recipe.w_max:
+        raise RecipeError(
+            f"w_min = {recipe.w_min} is above w_max = {recipe.w_max}. Swap them, or make them equal for a fixed w."
+        )
+    if recipe.student == "lora" and recipe.w_min != recipe.w_max:
+        raise RecipeError(
+            f"A LoRA is not told w, so w from {recipe.w_min} to {recipe.w_max} would train towards their average. "
+            "Set w_min = w_max, or student = 'full'."
+        )
+    if recipe.student == "full" and not recipe.guidance_embedding and recipe.w_min != recipe.w_max:
+        raise RecipeError(
+            "A full student without guidance embedding needs one fixed w. Set w_min = w_max, or guidance_embedding = "
+            "256."
+        )
+    return recipe
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as TOML, every value written out; `read_recipe` reads it back equal."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in asdict(recipe).items())
+
+
+def learning_rate_at(recipe: Recipe, step: int) -> float:
+    """The learning rate of step `step` (from 0): linear warm-up, then constant or a half cosine down to 0.
+
+    >>> [learning_rate_at(Recipe(learning_rate=1.0, warmup=2, steps=4, decay="cosine"), k) for k in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    if step < recipe.warmup:
+        return recipe.learning_rate * (step + 1) / recipe.warmup
+    if recipe.decay == "constant":
+        return recipe.learning_rate
+    done = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
+    return recipe.learning_rate * (1 + cos(pi * done)) / 2
+
+
+def _checked(key: str, value: Any) -> Any:
+    if key not in _FIELDS:
+        near = difflib.get_close_matches(key, _FIELDS, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Known keys: {', '.join(_FIELDS)}."
+        raise RecipeError(f"A recipe has no key '{key}'. {hint}")
+    value = _typed(key, value)
+    _in_range(key, value)
+    return value
+
+
+def _typed(key: str, value: Any) -> Any:
+    wanted = type(_FIELDS[key].default)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if (
+        wanted is tuple
+        and isinstance(value, list | tuple)
+        and value
+        and all(type(item) is int and item > 0 for item in value)
+    ):
+        return tuple(value)
+    if type(value) is not wanted or wanted is tuple:
+        name = {
+            "tuple": "a list of positive whole numbers",
+            "int": "a whole number",
+            "float": "a number",
+            "str": "text",
+            "bool": "true or false",
+        }
+        raise RecipeError(f"{key} = {value!r} is not {name[wanted.__name__]}. It is: {_FIELDS[key].metadata['help']}.")
+    return value
+
+
+def _in_range(key: str, value: Any) -> None:
+    least, most, choices = (_FIELDS[key].metadata[name] for name in ("least", "most", "choices"))
+    if choices and value not in choices:
+        raise RecipeError(f"{key} = '{value}' is not known. Use one of: {', '.join(choices)}.")
+    if least is not None and not value >= least:
+        raise RecipeError(f"{key} = {value} is below {least:g}. It is: {_FIELDS[key].metadata['help']}.")
+    if most is not None and not value <= most:
+        raise RecipeError(f"{key} = {value} is above {most:g}. It is: {_FIELDS[key].metadata['help']}.")

@@ -1,0 +1,214 @@
+"""Who is trained against whom: a student, its gradient-free target, and the frozen teacher, as functions of tensors.
+
+`LoraStudent`: one UNet. The teacher is the base with its adapters off, the target is the student itself without
+gradient (LCM-LoRA, 2311.05556; no averaged target).
+`FullStudent`: three UNets. The student starts as the teacher plus a zero-initialised projection of the guidance
+embedding, so its first output equals the teacher's (LCM, 2310.04378, appendix); the target is its moving average.
+
+Shapes: B batch, C channels, H, W latent height and width, L tokens, D text width, P pooled width.
+"""
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+
+from fewstep.distill.objectives import Networks
+from fewstep.distill.recipes import Recipe
+from fewstep.models.lora_layers import add_lora, base_only
+from fewstep.models.text import Text
+from fewstep.models.unet import predict
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Student(Protocol):
+    """What the trainer, the looks and the writer need of a student."""
+
+    unet: Any
+    teacher_unet: Any
+    parameters: dict[str, torch.nn.Parameter]
+
+    def student(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
+        """The student's output, with gradient."""
+        ...
+
+    def target(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
+        """The target's output, without gradient; this is also the network that is shipped."""
+        ...
+
+    def teacher(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text) -> torch.Tensor:
+        """The teacher's output, without gradient."""
+        ...
+
+    def stepped(self) -> None:
+        """Called after each optimiser step."""
+        ...
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything a checkpoint must keep of the student."""
+        ...
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put back what `tensors` gave."""
+        ...
+
+
+class LoraStudent:
+    """Adapters on the model's own UNet, which is changed in place: they stay injected after the run."""
+
+    def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int]) -> None:
+        """`size` is the picture's height and width in pixels."""
+        self.unet = self.teacher_unet = unet.requires_grad_(False)
+        add_lora(unet, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed)
+        self.parameters = {name: value for name, value in unet.named_parameters() if value.requires_grad}
+        _prepare(unet, recipe)
+        self._predict = _predictor(recipe, size)
+
+    def student(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
+        """The base with its adapters."""
+        return self._predict(self.unet, z_BCHW, t_B, text, None)
+
+    @torch.no_grad()
+    def target(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
+        """The same, without gradient."""
+        return self._predict(self.unet, z_BCHW, t_B, text, None)
+
+    @torch.no_grad()
+    def teacher(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text) -> torch.Tensor:
+        """The base with its adapters off."""
+        with base_only(self.unet):
+            return self._predict(self.unet, z_BCHW, t_B, text, None)
+
+    def stepped(self) -> None:
+        """There is no average to move."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The adapters."""
+        return {name: value.detach() for name, value in self.parameters.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put the adapters back."""
+        for name, value in self.parameters.items():
+            value.copy_(tensors[name])
+
+
+class FullStudent:
+    """A whole UNet that is told w, with a moving average as its target."""
+
+    def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int]) -> None:
+        """`size` is the picture's height and width in pixels."""
+        self.teacher_unet = unet.requires_grad_(False)
+        self.student_unet = with_guidance_embedding(unet, recipe.guidance_embedding)
+        self.unet = copy.deepcopy(self.student_unet).requires_grad_(False)
+        self.parameters = dict(self.student_unet.named_parameters())
+        for network in (self.teacher_unet, self.student_unet, self.unet):
+            _prepare(network, recipe)
+        self._decay = recipe.ema
+        self._embedded = recipe.guidance_embedding > 0
+        self._predict = _predictor(recipe, size)
+
+    def student(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
+        """The student, told w."""
+        return self._predict(self.student_unet, z_BCHW, t_B, text, w_B if self._embedded else None)
+
+    @torch.no_grad()
+    def target(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
+        """The student's moving average, told w."""
+        return self._predict(self.unet, z_BCHW, t_B, text, w_B if self._embedded else None)
+
+    @torch.no_grad()
+    def teacher(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text) -> torch.Tensor:
+        """The frozen original."""
+        return self._predict(self.teacher_unet, z_BCHW, t_B, text, None)
+
+    @torch.no_grad()
+    def stepped(self) -> None:
+        """Move the average: target <- ema * target + (1 - ema) * student."""
+        for name, value in self.unet.named_parameters():
+            value.lerp_(self.parameters[name], 1 - self._decay)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The student and its average."""
+        average = {f"average.{name}": value.detach() for name, value in self.unet.named_parameters()}
+        return average | {name: value.detach() for name, value in self.parameters.items()}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Put the student and its average back."""
+        for name, value in self.unet.named_parameters():
+            value.copy_(tensors[f"average.{name}"])
+            self.parameters[name].copy_(tensors[name])
+
+
+STUDENTS: dict[str, type[LoraStudent] | type[FullStudent]] = {"lora": LoraStudent, "full": FullStudent}
+
+
+def with_guidance_embedding(unet: Any, width: int) -> Any:
+    """A copy of the UNet that takes a guidance embedding of `width`, whose projection is zero; 0 gives a plain copy.
+
+    A randomly initialised projection would move the time embedding by about 60 percent before the first step.
+    """
+    if not width:
+        return copy.deepcopy(unet).requires_grad_(True)
+    student = type(unet).from_config(dict(unet.config) | {"time_cond_proj_dim": width})
+    missing = student.load_state_dict(unet.state_dict(), strict=False).missing_keys
+    torch.nn.init.zeros_(student.get_parameter("time_embedding.cond_proj.weight"))
+    assert missing == ["time_embedding.cond_proj.weight"], missing
+    return like(student, unet).requires_grad_(True)
+
+
+def like(network: Any, unet: Any) -> Any:
+    """The network on the UNet's device and in its number format (asking for a format it has would log a warning)."""
+    first = next(unet.parameters())
+    network = network.to(first.device)
+    return network if first.dtype is torch.float32 else network.to(first.dtype)
+
+
+def networks(student: Student, text: Text, empty: Text, *, w_B: torch.Tensor) -> Networks:
+    """The three networks an objective sees, conditioned on `text` and w; `empty` is one row, repeated for the guided
+    teacher.
+    """
+    guided = bool((w_B != 0).any())
+    doubled = Text.cat([text, empty.expand(len(w_B))]) if guided else text
+
+    def teacher(z_BCHW: torch.Tensor, t_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not guided:
+            return student.teacher(z_BCHW, t_B, text), None
+        conditional, unconditional = student.teacher(torch.cat([z_BCHW] * 2), torch.cat([t_B] * 2), doubled).chunk(2)
+        return conditional, unconditional
+
+    return Networks(
+        student=lambda z_BCHW, t_B: student.student(z_BCHW, t_B, text, w_B),
+        target=lambda z_BCHW, t_B: student.target(z_BCHW, t_B, text, w_B),
+        teacher=teacher,
+    )
+
+
+def choose(mask_B: torch.Tensor, one: Text, other: Text) -> Text:
+    """Rows of `one` (a single row serves all) where the mask is true, of `other` elsewhere."""
+    text_BLD = torch.where(mask_B[:, None, None], one.text_BLD, other.text_BLD)
+    if one.pooled_BD is None or other.pooled_BD is None:
+        return Text(text_BLD)
+    return Text(text_BLD, torch.where(mask_B[:, None], one.pooled_BD, other.pooled_BD))
+
+
+def _prepare(unet: Any, recipe: Recipe) -> None:
+    unet.eval().to(memory_format=torch.channels_last)
+    if recipe.checkpointing:
+        unet.enable_gradient_checkpointing()
+
+
+def _predictor(recipe: Recipe, size: tuple[int, int]) -> Callable[..., torch.Tensor]:
+    dtype = DTYPES[recipe.precision]
+
+    def run(unet: Any, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor | None) -> torch.Tensor:
+        z_BCHW = z_BCHW.contiguous(memory_format=torch.channels_last)
+        device = z_BCHW.device.type
+        with nullcontext() if dtype is torch.float32 else torch.autocast(device, dtype):
+            return predict(unet, z_BCHW, t_B, text, w_B=w_B, size=size).float()
+
+    return run

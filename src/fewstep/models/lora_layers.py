@@ -1,0 +1,132 @@
+"""LoRA layers for training: put beside a UNet's own layers, switched off for the teacher, read out as plain tensors.
+
+LoRA: Hu et al., arXiv 2106.09685, section 4.1: W x + (alpha / rank) B A x, with B = 0 at the start.
+LCM-LoRA: Luo et al., arXiv 2311.05556; the targets below are those of its published weights.
+
+The student is the UNet with the layers on, the teacher the same UNet inside `base_only`: no second copy of the weights.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer as PeftLoraLayer
+from torch import Tensor, nn
+
+from fewstep.errors import LoraError
+
+ADAPTER = "fewstep"
+
+TARGETS: tuple[str, ...] = (
+    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
+    "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
+)  # fmt: skip
+"""The layers of LCM-LoRA: attention, feed-forward, convolutions and the time projections of the residual blocks."""
+
+
+def targeted(unet: nn.Module, targets: Sequence[str] = TARGETS) -> list[str]:
+    """The linear and convolution layers whose dotted names end with one of `targets`, in the UNet's order."""
+    return [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and any(_ends_with(name, target) for target in targets)
+    ]
+
+
+def add_lora(
+    unet: nn.Module, *, rank: int, alpha: float, targets: Sequence[str] | None = None, seed: int = 0
+) -> list[nn.Parameter]:
+    """Put LoRA layers of strength alpha / rank beside the targeted layers, freeze everything else, return what trains.
+
+    The layers are float32 whatever the UNet's number format is, on the UNet's device. `down` starts as Kaiming-uniform
+    noise drawn on the CPU from `seed`, so it is the same on every device; `up` starts at zero, so nothing changes yet.
+
+    Raises:
+        LoraError: the rank is below 1, a target matches no layer, or the UNet carries LoRA layers already.
+    """
+    _check(unet, rank, targets)
+    chosen = targeted(unet, TARGETS if targets is None else targets)
+    unet.requires_grad_(False)
+    # peft declares its alpha a whole number, and divides whatever it is given.
+    config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=chosen, lora_dropout=0.0, bias="none")
+    inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
+    return _initialise(unet, seed)
+
+
+@contextmanager
+def base_only(unet: nn.Module) -> Iterator[nn.Module]:
+    """Inside this context the UNet answers as if it had no LoRA layers; leaving it, even by an error, restores them.
+
+    Contexts may be nested. A UNet without LoRA layers passes through unchanged.
+    """
+    on = [layer for _, layer in _layers(unet) if not layer.disable_adapters]
+    # Switching a layer off also freezes it, and switching it on thaws it: what was frozen before must be so afterwards.
+    trains = [(parameter, parameter.requires_grad) for layer in on for parameter in layer.parameters()]
+    try:
+        for layer in on:
+            layer.enable_adapters(False)
+        yield unet
+    finally:
+        for layer in on:
+            layer.enable_adapters(True)
+        for parameter, requires_grad in trains:
+            parameter.requires_grad_(requires_grad)
+
+
+def lora_state(unet: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Copies of the LoRA weights on the CPU: module name -> (down, up).
+
+    The names are those of the UNet without LoRA layers. Linear: down [rank, in], up [out, rank]; convolution: down
+    [rank, in, height, width], up [out, rank, 1, 1].
+
+    Raises:
+        LoraError: the UNet carries no LoRA layers.
+    """
+    state = {name: (_copy(layer.lora_A), _copy(layer.lora_B)) for name, layer in _layers(unet)}
+    if not state:
+        raise LoraError("The UNet carries no LoRA layers to read. Call add_lora first.")
+    return state
+
+
+def _check(unet: nn.Module, rank: int, targets: Sequence[str] | None) -> None:
+    if rank < 1:
+        raise LoraError(f"A LoRA of rank {rank} was asked for. The rank must be 1 or more.")
+    if any(True for _ in _layers(unet)):
+        raise LoraError("The UNet carries LoRA layers already. Load the model anew before adding others.")
+    # The standard list names layers that a small UNet may lack (a shortcut, a downsampler); an explicit one must fit.
+    for target in targets or ():
+        if not targeted(unet, [target]):
+            raise LoraError(f"LoRA target '{target}' matches no linear or convolution layer of the UNet. Correct it.")
+    if not targeted(unet, TARGETS if targets is None else targets):
+        raise LoraError("The LoRA targets match no linear or convolution layer of the UNet.")
+
+
+def _initialise(unet: nn.Module, seed: int) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    trainable: list[nn.Parameter] = []
+    for _, layer in _layers(unet):
+        down, up = (half[ADAPTER].to(torch.float32).weight for half in (layer.lora_A, layer.lora_B))
+        noise = torch.empty(down.shape)
+        nn.init.kaiming_uniform_(noise, a=math.sqrt(5), generator=generator)
+        with torch.no_grad():
+            down.copy_(noise)
+            up.zero_()
+        trainable += [down, up]
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    return trainable
+
+
+def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:
+    return ((name, module) for name, module in unet.named_modules() if isinstance(module, PeftLoraLayer))
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def _copy(half: Any) -> Tensor:
+    return half[ADAPTER].weight.detach().to("cpu", copy=True).contiguous()

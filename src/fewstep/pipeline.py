@@ -1,0 +1,385 @@
+"""Requests in, pictures out: one pipeline for text to image, image to image and inpainting.
+
+The task is inferred from what is given; every task is the same loop over `fewstep.sampling.sample`. What touches arrays
+stands in a `Runner`: the one here runs on torch, another needs the same few functions.
+
+Shapes: B pictures, C 4 latent channels, H and W latent height and width (pixels / 8).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from PIL import Image
+
+from fewstep import __version__
+from fewstep.errors import LoraError, RequestError
+from fewstep.image import CELL_PX, mask_cells, paste_back
+from fewstep.infotext import Picture, write
+from fewstep.plan import Defaults, Plan, number_text, plan_of
+from fewstep.prompt import LoraTag, split_lora_tags
+from fewstep.request import Request, request_of
+from fewstep.sampling.sampler import Denoiser, Step, sample
+from fewstep.sampling.schedule import Schedule, add_noise
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fewstep.checkpoints.load import Model
+    from fewstep.checkpoints.lora import Lora
+
+Array: TypeAlias = Any
+LoraPath: TypeAlias = "str | Path"
+LoraChoice: TypeAlias = "None | bool | LoraPath | tuple[LoraPath, float] | Sequence[LoraPath | tuple[LoraPath, float]]"
+ACCELERATOR_BATCH = 8
+
+
+class Runner(Protocol):
+    """What a pipeline asks of a back end: arrays of its own kind; pictures as uint8 (B, height, width, 3)."""
+
+    def denoiser(self, plan: Plan, count: int) -> Denoiser:
+        """The network with this plan's prompt and guidance inside, for `count` pictures."""
+        ...
+
+    def noise(self, seeds: Sequence[int], height: int, width: int) -> Callable[[], Array]:
+        """A function whose every call draws the next unit noise (B, 4, height / 8, width / 8), one generator a seed."""
+        ...
+
+    def encode(self, pixels_BHWC: np.ndarray) -> Array:
+        """Pictures to latents, the same each time."""
+        ...
+
+    def decode(self, z_BCHW: Array) -> np.ndarray:
+        """Latents to pictures."""
+        ...
+
+    def weights(self, cells_HW: np.ndarray) -> Array:
+        """A map of booleans as ones and zeros that multiply latents: (1, 1, H, W)."""
+        ...
+
+
+class TorchRunner:
+    """The eager PyTorch back end, on the model's own device."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def denoiser(self, plan: Plan, count: int) -> Denoiser:
+        """Text is encoded once and serves every picture."""
+        from fewstep.backends.eager import EagerDenoiser
+
+        skip, encoder = plan.request.clip_skip, self.model.text
+        text = encoder.encode([plan.words], clip_skip=skip)
+        negative = encoder.encode_negative([plan.request.negative_prompt], clip_skip=skip) if plan.guided else None
+        return EagerDenoiser(self.model, text, negative, plan.guidance)
+
+    def noise(self, seeds: Sequence[int], height: int, width: int) -> Callable[[], Array]:
+        """Drawn on the CPU in float32, so a seed means the same noise on every device and in every batch."""
+        import torch
+
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        shape = (1, 4, height // CELL_PX, width // CELL_PX)
+        return lambda: torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
+
+    def encode(self, pixels_BHWC: np.ndarray) -> Array:
+        """The mode of the posterior, not a draw from it."""
+        import torch
+
+        from fewstep.models.vae import encode
+
+        image_BCHW = torch.from_numpy(pixels_BHWC.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.no_grad():
+            return encode(self.model.vae, image_BCHW.to(self.model.device))
+
+    def decode(self, z_BCHW: Array) -> np.ndarray:
+        """One picture at a time: the decoder is the hungriest part, and batches gain it little."""
+        import torch
+
+        from fewstep.models.vae import decode
+
+        with torch.no_grad():
+            image_BCHW = torch.cat([decode(self.model.vae, z_1CHW) for z_1CHW in z_BCHW.split(1)])
+        return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def weights(self, cells_HW: np.ndarray) -> Array:
+        """On the model's device, float32."""
+        import torch
+
+        return torch.from_numpy(cells_HW).float()[None, None].to(self.model.device)
+
+
+@dataclass(frozen=True)
+class PictureStep:
+    """One model evaluation of a batch: z0 is what the model now sees, z the latents that go on.
+
+    `first` is the number of the batch's first picture in its plan; the timesteps are those of the sampler's step.
+    """
+
+    step: Step
+    first: int
+    plan: Plan
+    finish: Callable[[Array, int], list[Picture]]
+
+    @property
+    def index(self) -> int:
+        """Which step this is, from 0."""
+        return self.step.index
+
+    @property
+    def count(self) -> int:
+        """How many steps there are."""
+        return self.step.count
+
+    @property
+    def last(self) -> bool:
+        """Whether these pictures are done."""
+        return self.step.index + 1 == self.step.count
+
+    def preview(self) -> list[Picture]:
+        """The pictures as the model predicts them at this step: one decoding, no model evaluation."""
+        return self.finish(self.step.z0, self.first)
+
+    def pictures(self) -> list[Picture]:
+        """The pictures as they stand after this step; after the last one they are the result."""
+        return self.finish(self.step.z, self.first)
+
+
+class Pipeline:
+    """A model with its LoRAs, ready to paint.
+
+    `batch` pictures are computed at once: 1 on a CPU, where a picture is then bit for bit the same alone or as one of
+    many, and 8 elsewhere, where the order of a sum may move a pixel by one or two of 255.
+    """
+
+    def __init__(self, model: Model, loras: LoraChoice = None, *, batch: int | None = None) -> None:
+        from fewstep.checkpoints.lora import LoraStack
+
+        self.model = model
+        self.runner: Runner = TorchRunner(model)
+        self.batch = batch or (1 if model.device == "cpu" else ACCELERATOR_BATCH)
+        self.loras: tuple[tuple[Lora, float], ...] = ()
+        self._stack = LoraStack(model)
+        self._read: dict[Path, Lora] = {}
+        self.set_loras(loras)
+
+    def __call__(self, prompt: str | Request, **fields: Any) -> Picture | list[Picture]:
+        """Paints: one picture, or a list where `count` is above 1. The keywords are the fields of `Request`.
+
+        Every picture carries its settings (`info["parameters"]`), also into the file it is saved to.
+
+        Raises:
+            RequestError, ImageError, LoraError: what was asked cannot be done; nothing was computed yet.
+        """
+        request = prompt.replaced(**fields) if isinstance(prompt, Request) else request_of({"prompt": prompt, **fields})
+        pictures = [picture for step in self.steps(request) if step.last for picture in step.pictures()]
+        return pictures[0] if request.count == 1 else pictures
+
+    def steps(self, request: Request) -> Iterator[PictureStep]:
+        """The same, step by step: for previews, progress, and stopping early. Batches follow one another."""
+        plan = self.plan(request)
+        for note in plan.notes:
+            warnings.warn(note, UserWarning, stacklevel=3)
+        return self.run(plan)
+
+    def plan(self, request: Request) -> Plan:
+        """The request with this model's defaults filled in, its pictures opened, and notes on what has no effect."""
+        loras = self._with_tags(split_lora_tags(request.validated().prompt)[1])
+        plan = plan_of(request, self._defaults(loras))
+        return replace(plan, notes=(*plan.notes, *self._too_long("prompt", plan.words), *self._negative_notes(plan)))
+
+    def run(self, plan: Plan) -> Iterator[PictureStep]:
+        """Carries a plan out. Use one run at a time: LoRAs are merged into the one model."""
+        self._stack.set([(lora, *weights) for lora, *weights in self._with_tags(plan.tags)])
+        for first in range(0, plan.request.count, self.batch):
+            count = min(self.batch, plan.request.count - first)
+            for step in denoise(self.runner, self.model.schedule, plan, first, count):
+                yield PictureStep(step, first, plan, lambda z, start: self._finish(plan, z, start))
+
+    def set_loras(self, loras: LoraChoice) -> None:
+        """Replaces the LoRAs: a path, a (path, weight) pair, or a list of them; None, False or () for none.
+
+        Raises:
+            LoraError: a file is missing, damaged, or made for another family.
+        """
+        found = tuple((self._lora(path), weight) for path, weight in lora_pairs(loras))
+        paths = [lora.path for lora, _ in found]
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
+            raise RequestError(f"The LoRA '{twice}' was given twice. Give it once, with the sum of the weights.")
+        self._stack.set([(lora, weight, weight) for lora, weight in found])
+        self.loras = found
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was chosen and why, one sentence each."""
+        return (*self.model.notes, *(f"LoRA {lora.name} at weight {weight:g}" for lora, weight in self.loras))
+
+    def _lora(self, path: LoraPath) -> Lora:
+        from fewstep.checkpoints.lora import read_lora
+
+        found = find_lora(path, self.model.path)
+        if found not in self._read:
+            self._read[found] = read_lora(found, family=self.model.family)
+        return self._read[found]
+
+    def _with_tags(self, tags: Sequence[LoraTag]) -> list[tuple[Lora, float, float]]:
+        """The pipeline's LoRAs and the prompt's: a tag that names one of ours changes its weights for this picture."""
+        wanted = {lora.path: (lora, weight, weight) for lora, weight in self.loras}
+        for tag in tags:
+            lora = next((lora for lora, _ in self.loras if lora.name == tag.name), None) or self._tagged(tag.name)
+            wanted[lora.path] = (lora, tag.weight_unet, tag.weight_text)
+        return list(wanted.values())
+
+    def _tagged(self, name: str) -> Lora:
+        """A prompt may come from somebody else, so it may name LoRAs but no paths."""
+        if any(mark in name for mark in "/\\") or name.startswith("."):
+            raise LoraError(f"The prompt's LoRA '{name}' is a path. Write only its name, such as <lora:ink:0.8>.")
+        return self._lora(name)
+
+    def _defaults(self, loras: Sequence[tuple[Lora, float, float]]) -> Defaults:
+        """The model's way of sampling, or that of the last few-step LoRA that has any weight."""
+        own = [lora.sampling for lora, weight, _ in loras if weight and lora.sampling is not None]
+        embedded = self.model.sampling.embedded_guidance
+        sampling = own[-1] if own and not embedded else self.model.sampling
+        return Defaults(sampling, embedded, self.model.family.size_px, self.model.schedule.count)
+
+    def _too_long(self, name: str, text: str) -> tuple[str, ...]:
+        count, lost = self.model.text.tokens(text)
+        if not lost:
+            return ()
+        shown, read = lost if len(lost) <= 60 else lost[:60] + "...", self.model.text.length - 2
+        return (f"The {name} has {count} tokens, but the model reads {read}; not read: '{shown}'.",)
+
+    def _negative_notes(self, plan: Plan) -> tuple[str, ...]:
+        return self._too_long("negative prompt", plan.request.negative_prompt) if plan.guided else ()
+
+    @cached_property
+    def _model_hash(self) -> str:
+        return self.model.content_hash
+
+    def facts(self) -> dict[str, str]:
+        """What every picture of this pipeline records beside its plan."""
+        return {
+            "Model hash": self._model_hash,
+            "Model": self.model.name,
+            "Loras": ", ".join(f"{lora.name}: {number_text(weight)}" for lora, weight in self.loras),
+            "Lora hashes": ", ".join(f"{lora.name}: {lora.hash[:12]}" for lora, _ in self.loras),
+            "Device": self.model.device.split(":")[0],
+            "Precision": str(self.model.dtype).removeprefix("torch."),
+            "Version": f"fewstep {__version__}",
+        }
+
+    def _finish(self, plan: Plan, z_BCHW: Array, first: int) -> list[Picture]:
+        images = [Image.fromarray(pixels_HWC) for pixels_HWC in self.runner.decode(z_BCHW)]
+        if plan.image is not None and plan.mask is not None:
+            images = [paste_back(image, plan.image, plan.mask) for image in images]
+        facts = self.facts()
+        texts = [write(plan.infotext(first + offset, facts)) for offset in range(len(images))]
+        return [Picture.of(image, text) for image, text in zip(images, texts, strict=True)]
+
+
+def denoise(runner: Runner, schedule: Schedule, plan: Plan, first: int, count: int) -> Iterator[Step]:
+    """The loop for pictures `first` to `first + count - 1` of a plan, by any back end."""
+    draw = runner.noise([plan.seed_of(first + offset) for offset in range(count)], plan.height, plan.width)
+    denoiser, z_BCHW = runner.denoiser(plan, count), draw()
+    if plan.image is not None:
+        known_BCHW = runner.encode(_pixels(plan.image))
+        noised_BCHW = add_noise(schedule, known_BCHW, z_BCHW, plan.timesteps[0])
+        start_BCHW = z_BCHW if plan.strength == 1 else noised_BCHW
+        z_BCHW = start_BCHW
+        if plan.mask is not None:
+            repaint = runner.weights(mask_cells(plan.mask))
+            z_BCHW = repaint * start_BCHW + (1 - repaint) * noised_BCHW
+            denoiser = keeping(denoiser, known_BCHW, repaint)
+    return sample(
+        denoiser, z_BCHW, plan.timesteps, sampler=plan.sampler, schedule=schedule, noise=lambda _step: draw()
+    )
+
+
+def keeping(denoiser: Denoiser, known_BCHW: Array, repaint: Array) -> Denoiser:
+    """A denoiser that already knows the clean latents where `repaint` is 0.
+
+    With z0 known there, every sampler's step leaves there exactly the known latents noised to the next timestep: what
+    other programs do by mixing after each step (RePaint, arXiv:2201.09865, eq. 8, without resampling).
+    """
+
+    def predict(z_BCHW: Array, timestep_B: Array) -> Array:
+        return repaint * denoiser(z_BCHW, timestep_B) + (1 - repaint) * known_BCHW
+
+    return predict
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    import numpy as np
+
+    return np.asarray(image)[None]
+
+
+def lora_pairs(loras: LoraChoice) -> list[tuple[LoraPath, float]]:
+    """Every way of naming LoRAs, as a list of (path, weight).
+
+    >>> lora_pairs("ink"), lora_pairs(("ink", 0.5)), lora_pairs(["ink", ("fox", 2)]), lora_pairs(False)
+    ([('ink', 1.0)], [('ink', 0.5)], [('ink', 1.0), ('fox', 2.0)], [])
+
+    Raises:
+        RequestError: something else, or a weight that is not a number.
+    """
+    if loras is None or loras is False:
+        return []
+    if isinstance(loras, (str, Path)) or (isinstance(loras, tuple) and len(loras) == 2 and _is_number(loras[1])):
+        return [_pair(loras)]
+    if isinstance(loras, bool) or not isinstance(loras, Sequence):
+        raise RequestError(f"lora is {loras!r}. Give a path, a (path, weight) pair, a list of them, or False for none.")
+    return [_pair(entry) for entry in loras]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _pair(entry: Any) -> tuple[LoraPath, float]:
+    path, weight = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, 1.0)
+    if not isinstance(path, (str, Path)) or not _is_number(weight) or not isfinite(weight):
+        raise RequestError(f"{entry!r} is no LoRA. Give a path, or a (path, weight) pair with a finite weight.")
+    return path, float(weight)
+
+
+def find_lora(name: LoraPath, model_path: Path) -> Path:
+    """The file of a LoRA: the path itself, else a name (".safetensors" may be left out) here or beside the model.
+
+    Raises:
+        LoraError: there is none; says where was looked.
+    """
+    path = Path(name).expanduser()
+    folders = [Path()] if path.is_absolute() else [Path(), model_path if model_path.is_dir() else model_path.parent]
+    for folder in folders:
+        for candidate in (folder / path, folder / f"{path}.safetensors"):
+            if candidate.is_file():
+                return candidate
+    if path.is_dir():
+        raise LoraError(f"The LoRA '{name}' is a folder. Give the .safetensors file in it.")
+    places = " or beside the model" if len(folders) > 1 else ""
+    raise LoraError(f"There is no LoRA '{name}' at that path{places}. Check the name, or give the file's whole path.")
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    lora: LoraChoice = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Pipeline:
+    """See `fewstep.load`."""
+    from fewstep.checkpoints.load import assets_path, load_model
+
+    lora_pairs(lora)
+    model = load_model(path, device=device, dtype=dtype)
+    own = assets_path() / "lcm-lora.safetensors"
+    if lora is None and path is None and own.is_file():
+        lora = own
+    return Pipeline(model, lora)

@@ -1,0 +1,190 @@
+"""What a request comes to with a certain model: every default filled in, every number that a picture records.
+
+Plain values only: the same plan is carried out by any back end. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from PIL import Image
+
+from fewstep.image import content_hash, default_size, fit, fit_mask, open_image, open_mask
+from fewstep.infotext import Infotext
+from fewstep.prompt import LoraTag, split_lora_tags
+from fewstep.request import SEED_COUNT, Request
+from fewstep.sampling.sampler import Sampler, sampler_named
+from fewstep.sampling.timesteps import timesteps
+
+ORIGIN_TABLES = ("linspace-lcm", "a1111", "sgm")
+"""The tables that depend on the grid of the distillation."""
+
+IMAGE_STRENGTH = 0.6
+"""Of a start picture without mask, when none is asked for; with a mask it is 1."""
+
+
+class SamplingDefaults(Protocol):
+    """How a model, or a LoRA, wants to be sampled (`fewstep.checkpoints.load.Sampling`)."""
+
+    @property
+    def sampler(self) -> str: ...
+    @property
+    def table(self) -> str: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def origin_steps(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a plan needs to know of a model. `embedded`: guidance is an input of its UNet, not a second prediction."""
+
+    sampling: SamplingDefaults
+    embedded: bool = False
+    size_px: int = 512
+    timestep_count: int = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request with nothing left open. `words` is the prompt without LoRA tags; notes are sentences for the user."""
+
+    request: Request
+    words: str
+    tags: tuple[LoraTag, ...]
+    sampler: Sampler
+    table: str
+    origin_steps: int
+    timesteps: tuple[int, ...]
+    guidance: float
+    embedded: bool
+    seed: int
+    width: int
+    height: int
+    strength: float
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    image_hash: str = ""
+    mask_hash: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def guided(self) -> bool:
+        """Whether each step costs a second prediction, of the negative prompt."""
+        return self.guidance != 1 and not self.embedded
+
+    def seed_of(self, index: int) -> int:
+        """The seed of picture `index` of this plan, from 0; counting starts anew after the largest seed."""
+        return (self.seed + index) % SEED_COUNT
+
+    def infotext(self, index: int, facts: Mapping[str, str]) -> Infotext:
+        """The settings that picture `index` records; `facts` are the model's own (name, hash, LoRAs), "" if absent."""
+        request = self.request
+        settings = {
+            "Steps": str(len(self.timesteps)),
+            "Sampler": self.sampler.label,
+            "CFG scale": "" if self.embedded else number_text(self.guidance),
+            "Seed": str(self.seed_of(index)),
+            "Size": f"{self.width}x{self.height}",
+            "Model hash": facts.get("Model hash", ""),
+            "Model": facts.get("Model", ""),
+            "Denoising strength": number_text(self.strength) if self.image else "",
+            "Clip skip": str(request.clip_skip) if request.clip_skip != 1 else "",
+            "Init image hash": self.image_hash,
+            "RNG": "CPU",
+            "Mask hash": self.mask_hash,
+            "Timestep table": self.table,
+            "LCM origin steps": str(self.origin_steps) if self.table in ORIGIN_TABLES else "",
+            "Guidance embedding": number_text(self.guidance) if self.embedded else "",
+        }
+        settings = {key: value for key, value in (settings | dict(facts)).items() if value}
+        return Infotext(request.prompt, request.negative_prompt, settings)
+
+
+def number_text(value: float) -> str:
+    """The shortest text that reads back as the same number.
+
+    >>> number_text(4.0), number_text(0.1)
+    ('4', '0.1')
+    """
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def plan_of(request: Request, defaults: Defaults) -> Plan:
+    """Fills in what the request leaves open, and opens its pictures.
+
+    Raises:
+        RequestError: a value is out of range, or contradicts another.
+        ImageError: a picture cannot be read.
+    """
+    request = request.validated()
+    words, tags = split_lora_tags(request.prompt)
+    sampling = defaults.sampling
+    sampler = sampler_named(request.sampler if request.sampler is not None else sampling.sampler)
+    own = sampler.name == sampler_named(sampling.sampler).name
+    table = request.timestep_table or (sampling.table if own else sampler.table)
+    image, mask = _pictures(request)
+    width, height = _size(request, image, defaults.size_px)
+    strength = _strength(request)
+    times = timesteps(
+        table,
+        sampling.steps if request.steps is None else request.steps,
+        strength=strength,
+        count=defaults.timestep_count,
+        origin_steps=sampling.origin_steps,
+    )
+    guidance = float(sampling.guidance if request.guidance is None else request.guidance)
+    return Plan(
+        request=request,
+        words=words,
+        tags=tags,
+        sampler=sampler,
+        table=table,
+        origin_steps=sampling.origin_steps,
+        timesteps=times,
+        guidance=guidance,
+        embedded=defaults.embedded,
+        seed=secrets.randbelow(SEED_COUNT) if request.seed is None else request.seed,
+        width=width,
+        height=height,
+        strength=strength,
+        image=None if image is None else fit(image, (width, height)),
+        mask=None if image is None or mask is None else fit_mask(mask, image.size, (width, height)),
+        image_hash="" if image is None else content_hash(image),
+        mask_hash="" if mask is None else content_hash(mask),
+        notes=_notes(request, guidance, defaults.embedded),
+    )
+
+
+def _pictures(request: Request) -> tuple[Image.Image | None, Image.Image | None]:
+    image = None if request.image is None else open_image(request.image)
+    return image, None if request.mask is None else open_mask(request.mask)
+
+
+def _size(request: Request, image: Image.Image | None, size_px: int) -> tuple[int, int]:
+    width, height = (size_px, size_px) if image is None else default_size(image)
+    return request.width or width, request.height or height
+
+
+def _strength(request: Request) -> float:
+    if request.image is None:
+        return 1.0
+    if request.strength is not None:
+        return request.strength
+    return IMAGE_STRENGTH if request.mask is None else 1.0
+
+
+def _notes(request: Request, guidance: float, embedded: bool) -> tuple[str, ...]:
+    if not request.negative_prompt:
+        return ()
+    if embedded:
+        return ("The negative prompt has no effect: this model takes its guidance as an input.",)
+    if guidance == 1:
+        return ("The negative prompt has no effect at guidance 1. Use a guidance above 1, such as 1.5.",)
+    return ()

@@ -1,0 +1,198 @@
+"""What can be asked of a pipeline: one frozen dataclass, from which every door is made.
+
+The Python signature, the command line, the HTTP schemas and the documentation all read these fields: their help
+texts, their limits and their defaults stand here and nowhere else. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import operator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fewstep.errors import RequestError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Kind = Literal["text", "whole", "number", "picture", "name"]
+PROMPT_LIMIT = 10_000
+SEED_COUNT = 2**32
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is known about one field beside its name and default."""
+
+    kind: Kind
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    multiple: int = 1
+    hint: str = ""
+    flags: tuple[str, ...] = ()
+
+    def limits(self) -> str:
+        """The allowed values in words, "" where there is no limit.
+
+        >>> Spec("number", "", above=0, high=1).limits()
+        'above 0 and up to 1'
+        >>> Spec("whole", "", low=64, high=2048, multiple=8).limits()
+        'from 64 to 2048 in multiples of 8'
+        """
+        if self.high is None:
+            return ""
+        start = f"above {self.above:g} and up to" if self.above is not None else f"from {self.low:.10g} to"
+        return f"{start} {self.high:.10g}" + (f" in multiples of {self.multiple}" if self.multiple > 1 else "")
+
+
+def _field(spec: Spec, default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"spec": spec})
+
+
+_SIDE = {"low": 64, "high": 2048, "multiple": 8, "hint": "512 is Stable Diffusion 1.5's own size."}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One order for pictures. `None` means: the model's own default.
+
+    With neither `image` nor `mask` it is text to image; with `image`, image to image; with both, inpainting.
+    """
+
+    prompt: str = _field(
+        Spec("text", "what to paint; <lora:name:weight> adds a LoRA for this picture", high=PROMPT_LIMIT)
+    )
+    negative_prompt: str = _field(
+        Spec("text", "what to keep away from; has an effect only with guidance above 1", high=PROMPT_LIMIT), ""
+    )
+    steps: int | None = _field(
+        Spec("whole", "model evaluations, the same number at any strength", 1, 1000, hint="Few-step models: 1 to 8."),
+        None,
+    )
+    guidance: float | None = _field(
+        Spec("number", "how strictly to follow the prompt; 1 is off", 0, 30, hint="Few-step models like 1 to 2."), None
+    )
+    seed: int | None = _field(
+        Spec("whole", "number of the noise; image i of a batch takes seed + i; random if not given", 0, SEED_COUNT - 1),
+        None,
+    )
+    width: int | None = _field(Spec("whole", "width in pixels", **_SIDE), None)
+    height: int | None = _field(Spec("whole", "height in pixels", **_SIDE), None)
+    count: int = _field(Spec("whole", "how many pictures", 1, 64), 1)
+    image: str | Path | Image.Image | None = _field(Spec("picture", "picture to start from (image to image)"), None)
+    mask: str | Path | Image.Image | None = _field(
+        Spec("picture", "black and white picture, white where `image` is to be repainted"), None
+    )
+    strength: float | None = _field(
+        Spec(
+            "number",
+            "how much of `image` to replace: 1 forgets it; 0.6 when not given, 1 with a mask",
+            above=0,
+            high=1,
+            hint="Low values keep the picture, 1 forgets it.",
+        ),
+        None,
+    )
+    sampler: str | None = _field(Spec("name", "name of the sampler; the model's own when not given"), None)
+    timestep_table: str | None = _field(
+        Spec("name", "how the timesteps are spread; the sampler's own when not given", flags=("--timesteps",)), None
+    )
+    clip_skip: int = _field(Spec("whole", "which layer of the text encoder to read, counted from the last", 1, 12), 1)
+
+    def validated(self) -> Request:
+        """This request with plain numbers, or a `RequestError`: which field, what was found, what is allowed."""
+        plain = {name: _checked(name, spec, getattr(self, name)) for name, spec in SPECS.items()}
+        request = dataclasses.replace(self, **plain)
+        if request.mask is not None and request.image is None:
+            raise RequestError("A mask was given without an image. Give the picture to repaint as image.")
+        if request.strength is not None and request.image is None:
+            raise RequestError(
+                f"strength {request.strength:g} was given without an image. Give an image, or leave strength out."
+            )
+        return request
+
+    def replaced(self, **fields: Any) -> Request:
+        """A copy with some fields changed; unknown names are a `RequestError`."""
+        _check_names(fields)
+        return dataclasses.replace(self, **fields)
+
+
+SPECS: dict[str, Spec] = {field.name: field.metadata["spec"] for field in dataclasses.fields(Request)}
+DEFAULTS: dict[str, Any] = {name: getattr(Request, name) for name in SPECS if hasattr(Request, name)}
+
+
+def request_of(fields: Mapping[str, Any]) -> Request:
+    """A validated request from names and values, as a program or a JSON document gives them.
+
+    Raises:
+        RequestError: an unknown name, no prompt, or a value that is not allowed.
+    """
+    _check_names(fields)
+    if "prompt" not in fields:
+        raise RequestError('No prompt was given. Give one; the empty prompt "" is allowed.')
+    return Request(**fields).validated()
+
+
+def schema() -> dict[str, Any]:
+    """The request as a JSON schema, for HTTP doors and documentation; pictures are left to each door."""
+    kinds = {"text": "string", "name": "string", "whole": "integer", "number": "number"}
+    properties: dict[str, Any] = {}
+    for name, spec in SPECS.items():
+        if spec.kind == "picture":
+            continue
+        entry: dict[str, Any] = {"type": kinds[spec.kind], "description": spec.help}
+        ends = ("maxLength",) * 2 if spec.kind == "text" else ("minimum", "maximum")
+        bounds = {ends[0]: spec.low, ends[1]: spec.high, "exclusiveMinimum": spec.above, "default": DEFAULTS.get(name)}
+        entry |= {key: value for key, value in bounds.items() if value is not None}
+        properties[name] = entry | ({"multipleOf": spec.multiple} if spec.multiple > 1 else {})
+    return {"type": "object", "properties": properties, "required": ["prompt"], "additionalProperties": False}
+
+
+def _check_names(fields: Mapping[str, Any]) -> None:
+    for name in fields:
+        if name not in SPECS:
+            near = difflib.get_close_matches(name, SPECS, n=1)
+            meant = f" Did you mean {near[0]}?" if near else f" Known are: {', '.join(SPECS)}."
+            raise RequestError(f"There is no parameter {name!r}.{meant}")
+
+
+def _checked(name: str, spec: Spec, value: Any) -> Any:
+    if value is None and DEFAULTS.get(name, "") is None:
+        return None
+    if spec.kind == "picture":
+        return value
+    if spec.kind in ("text", "name"):
+        return _checked_text(name, spec, value)
+    return _checked_number(name, spec, value)
+
+
+def _checked_text(name: str, spec: Spec, value: Any) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{name} is {value!r}, which is not text. Give a string.")
+    if spec.high is not None and len(value) > spec.high:
+        raise RequestError(f"{name} has {len(value)} characters, but at most {spec.high} are allowed. Shorten it.")
+    if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise RequestError(f"{name} has characters that are not text (zero, half a pair). Give plain Unicode text.")
+    return value
+
+
+def _checked_number(name: str, spec: Spec, value: Any) -> int | float:
+    try:
+        number = operator.index(value) if spec.kind == "whole" else float(value)
+        if isinstance(value, (bool, str)):
+            raise TypeError
+    except (TypeError, ValueError):
+        what = "a whole number" if spec.kind == "whole" else "a number"
+        raise RequestError(f"{name} is {value!r}, which is not {what}. Give one {spec.limits()}.") from None
+    low = -math.inf if spec.low is None else spec.low
+    high = math.inf if spec.high is None else spec.high
+    inside = low <= number <= high and (spec.above is None or number > spec.above)
+    if not inside or (spec.multiple > 1 and number % spec.multiple):
+        raise RequestError(f"{name} is {number}, but it must be {spec.limits()}. {spec.hint}".rstrip())
+    return number

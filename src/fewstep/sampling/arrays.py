@@ -1,0 +1,99 @@
+"""What torch and numpy spell differently, in one place.
+
+Everything in `fewstep.sampling` runs on both: training and the GPU back ends bring torch tensors, OpenVINO and ONNX
+Runtime bring numpy arrays. Neither library is imported here before somebody has brought one of its arrays.
+
+Suffixes: B batch, C channels, H height, W width, D features.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+Array: TypeAlias = Any
+"""A torch tensor or a numpy array; both answer to the same arithmetic."""
+
+Timesteps: TypeAlias = Any
+"""An int, a list of ints or an integer array: one timestep for all items, or one for each."""
+
+
+def is_torch(x: object) -> bool:
+    """Whether `x` is a torch tensor, asked without importing torch.
+
+    >>> is_torch([1.0])
+    False
+    """
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def namespace(x: object) -> Any:
+    """The module whose functions work on `x`: torch for its tensors, numpy for anything else.
+
+    >>> namespace([1.0]).__name__
+    'numpy'
+    """
+    return sys.modules["torch"] if is_torch(x) else importlib.import_module("numpy")
+
+
+def float32(x: Array) -> Array:
+    """`x` in single precision, where a half-precision sigma at t = 0 would be wrong by 100 %.
+
+    >>> float32([0.5]).dtype.name
+    'float32'
+    """
+    xp = namespace(x)
+    return x.to(xp.float32) if is_torch(x) else xp.asarray(x, dtype=xp.float32)
+
+
+def constant(values: Sequence[float], *, like: Array) -> Array:
+    """`values` as a float32 array on the device of `like`.
+
+    >>> constant([1.0, 2.0], like=[0.0]).tolist()
+    [1.0, 2.0]
+    """
+    xp = namespace(like)
+    if is_torch(like):
+        return xp.tensor(values, dtype=xp.float32, device=like.device)
+    return xp.asarray(values, dtype=xp.float32)
+
+
+def indices(t_B: Timesteps, *, like: Array) -> Array:
+    """`t_B` as an int64 array of shape (B,) on the device of `like`; a single int gives shape (1,).
+
+    >>> indices(19, like=[0.0]).tolist()
+    [19]
+    """
+    xp = namespace(like)
+    if is_torch(like):
+        return xp.as_tensor(t_B, device=like.device).to(xp.int64).reshape(-1)
+    return xp.asarray(t_B).astype(xp.int64).reshape(-1)
+
+
+def same_timestep(t: int, *, like: Array) -> Array:
+    """`t` once for each item of `like`: int64, shape (B,).
+
+    >>> same_timestep(19, like=namespace(None).zeros((2, 4, 8, 8))).tolist()
+    [19, 19]
+    """
+    return indices([t] * like.shape[0], like=like)
+
+
+def broadcast(x_B: Array, *, like: Array) -> Array:
+    """(B,) seen as (B, 1, 1, ...), so that it multiplies `like` item by item.
+
+    >>> broadcast(constant([1.0, 2.0], like=[0.0]), like=namespace(None).zeros((2, 4, 8, 8))).shape
+    (2, 1, 1, 1)
+    """
+    return x_B.reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+def where_not_zero(x: Array) -> Array:
+    """`x` with every 0 replaced by 1, to divide by or to take the logarithm of.
+
+    >>> where_not_zero(constant([0.0, 2.0], like=[0.0])).tolist()
+    [1.0, 2.0]
+    """
+    xp = namespace(x)
+    return xp.where(x == 0, xp.ones_like(x), x)

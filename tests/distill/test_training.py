@@ -1,0 +1,239 @@
+"""Runs of a few steps on a tiny random model: resume, clipping, averages, looks, and the end of a run."""
+
+import json
+from itertools import islice
+
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.checkpoints.load import load_model
+from fewstep.checkpoints.lora import read_lora
+from fewstep.distill import finish as ending
+from fewstep.distill.finish import finish
+from fewstep.distill.recipes import make_recipe
+from fewstep.distill.report import look, solve, teacher_solution
+from fewstep.distill.run import STATE, check_fit, save
+from fewstep.distill.students import networks
+from fewstep.distill.trainer import clip_gradients, draw, loss_by_quarter, train
+from fewstep.errors import OutputError, QualityError, RecipeError
+from fewstep.sampling.schedule import Schedule, scaled_linear, zero_terminal_snr
+from tests.distill.conftest import FULL, LORA
+from tests.tiny import tiny_model
+
+
+def steps_of(run, count):
+    return [report.loss for report in islice(train(run), count)]
+
+
+@pytest.mark.parametrize("values", [LORA, FULL], ids=["lora", "full"])
+def test_a_resumed_run_continues_bit_for_bit(new_run, values):
+    whole = new_run(values, folder="whole")
+    losses = steps_of(whole, 6)
+    first = new_run(values, folder="parts")
+    begun = steps_of(first, 3)
+    save(first)
+    second = new_run(values, folder="parts", resume=True)
+    assert begun + steps_of(second, 3) == losses
+    found = second.student.tensors()
+    assert all(torch.equal(value, found[name]) for name, value in whole.student.tensors().items())
+    rows = [json.loads(line)["step"] for line in (second.folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3, 4, 5, 6]
+
+
+def test_every_weight_learns_and_the_base_does_not(new_run):
+    run = new_run()
+    base = {name: value.clone() for name, value in run.student.unet.state_dict().items() if ".lora_" not in name}
+    steps_of(run, 3)
+    now = run.student.unet.state_dict()
+    assert all(torch.equal(value, now[name]) for name, value in base.items())
+    # at 8x8 latents the middle block attends to one position: its queries and keys have no effect
+    deaf = (
+        "mid_block.attentions.0.transformer_blocks.0.attn1.to_q",
+        "mid_block.attentions.0.transformer_blocks.0.attn1.to_k",
+    )
+    still = [name for name in run.student.parameters if ".lora_B." in name and not now[name].any()]
+    assert [name for name in still if not name.startswith(deaf)] == []
+
+
+def test_a_full_student_starts_as_its_teacher(new_run):
+    run = new_run(FULL)
+    drawn, text = draw(run, 0)
+    three = networks(run.student, text, run.cache.empty, w_B=drawn.w_B)
+    outputs = [network(drawn.z0_BCHW, drawn.t_B).detach() for network in (three.student, three.target)]
+    teacher, _ = three.teacher(drawn.z0_BCHW, drawn.t_B)
+    assert all(torch.allclose(output, teacher, atol=1e-5) for output in outputs)
+    assert not run.student.student_unet.time_embedding.cond_proj.weight.any()
+
+
+def test_the_average_follows_the_student(new_run):
+    run = new_run(FULL | {"ema": 0.75, "warmup": 0})
+    before = run.student.unet.conv_in.weight.clone()
+    steps_of(run, 1)
+    expected = 0.75 * before + 0.25 * run.student.student_unet.conv_in.weight
+    assert torch.allclose(run.student.unet.conv_in.weight, expected, atol=1e-7)
+    assert not torch.equal(expected, before)
+
+
+@pytest.mark.parametrize("limit", [0.5, 100.0])
+def test_clipping_clips(limit):
+    weights = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(1))]
+    weights[0].grad, weights[1].grad = torch.tensor([1.0, 2.0, 2.0]), torch.tensor([4.0])
+    assert float(clip_gradients(weights, limit)) == pytest.approx(5.0)
+    after = sum(float(weight.grad.square().sum()) for weight in weights) ** 0.5
+    assert after == pytest.approx(min(limit, 5.0), rel=1e-4)
+
+
+def test_the_trainer_clips(new_run):
+    run = new_run(clip=1e-4)
+    seen = []
+    run.optimiser.register_step_pre_hook(
+        lambda *_: seen.append(
+            sum(float(value.grad.square().sum()) for value in run.student.parameters.values()) ** 0.5
+        )
+    )
+    report = next(train(run))
+    assert report.gradient_norm > 1e-3
+    assert seen == [pytest.approx(1e-4, rel=1e-2)]
+
+
+def test_draws_are_on_the_grid_and_depend_on_their_place(new_run):
+    run = new_run(origin_steps=20)
+    (one, _), (same, _), (other, _) = draw(run, 5), draw(run, 5), draw(run, 6)
+    assert torch.equal(one.noise_BCHW, same.noise_BCHW) and not torch.equal(one.noise_BCHW, other.noise_BCHW)
+    assert all((int(t) + 1) % 50 == 0 for t in one.t_B) and one.w_B.tolist() == [1.5, 1.5]
+
+
+def test_loss_by_quarter():
+    found = loss_by_quarter(torch.tensor([0, 249, 250, 999]), torch.tensor([1.0, 3.0, 5.0, 7.0]), 1000)
+    assert found == (2.0, 5.0, None, 7.0)
+
+
+def test_a_loss_that_is_no_number_stops(new_run):
+    run = new_run()
+    with torch.no_grad():
+        next(iter(run.student.parameters.values())).fill_(float("nan"))
+    with pytest.raises(QualityError, match="learning_rate"):
+        next(train(run))
+
+
+def test_a_look_is_a_picture_and_numbers(new_run):
+    run = new_run()
+    found = look(run)["distance"]
+    assert found["student"] == found["plain"] != found["guided"]
+    assert set(found["student"]) == {"1", "2"}
+    with Image.open(run.folder / "samples-000000.png") as image:
+        assert image.size == (3 * 64, 2 * 64)
+
+
+def test_the_solution_is_the_teachers_guided_ddim(new_run):
+    from diffusers import DDIMScheduler
+
+    run = new_run()
+    solver = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
+        clip_sample=False, set_alpha_to_one=False, timestep_spacing="trailing",
+    )  # fmt: skip
+    solver.set_timesteps(4)
+    from fewstep.data.seeds import noise_at
+    from fewstep.distill.report import _networks
+
+    z, guided = noise_at((2, 4, 8, 8), 0, "look"), _networks(run)["guided"]
+    for t in solver.timesteps:
+        z = solver.step(guided(z, t.expand(2)), t, z).prev_sample
+    assert torch.allclose(teacher_solution(run), z, atol=1e-4)
+
+
+def passing(monkeypatch):
+    """Let every student be nearer than its teacher: whether a real one is, is not the matter of these tests."""
+    monkeypatch.setattr(ending, "distance", lambda run, who, steps: {"student": 1.0, "guided": 2.0, "plain": 3.0}[who])
+
+
+def test_a_finished_lora_is_written_and_read_back(new_run, tmp_path, monkeypatch):
+    passing(monkeypatch)
+    run = new_run()
+    steps_of(run, 6)
+    result = finish(run, tmp_path / "lcm.safetensors")
+    assert result.read_back_error < 2e-3 and not (run.folder / STATE).exists()
+    lora = read_lora(tmp_path / "lcm.safetensors", family=run.model.family)
+    assert (lora.sampling.sampler, lora.sampling.steps, lora.sampling.guidance) == ("lcm", 2, 1.0)
+    assert lora.metadata["fewstep.w"] == "1.5" and lora.is_consistency
+    assert json.loads((run.folder / "result.json").read_text())["student"] == 1.0
+
+
+def test_a_finished_full_student_is_a_model(new_run, tmp_path, monkeypatch):
+    passing(monkeypatch)
+    run = new_run(FULL)
+    steps_of(run, 2)
+    result = finish(run, tmp_path / "lcm")
+    model = load_model(tmp_path / "lcm", device="cpu")
+    assert result.read_back_error < 1e-5
+    assert model.sampling.embedded_guidance and model.sampling.guidance == 1 + run.recipe.w
+
+
+def test_an_untrained_student_is_refused(new_run, tmp_path):
+    run = new_run()
+    with pytest.raises(QualityError, match="as its teacher does"):
+        finish(run, tmp_path / "lcm.safetensors")
+    assert (tmp_path / "lcm.rejected.safetensors").is_file() and not (tmp_path / "lcm.safetensors").exists()
+
+
+def test_a_ruined_student_is_refused(new_run, tmp_path):
+    run = new_run()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in run.student.parameters.values():
+            value.copy_(torch.randn(value.shape, generator=generator))
+    with pytest.raises(QualityError, match=r"rejected\.safetensors"):
+        finish(run, tmp_path / "lcm.safetensors")
+    assert QualityError.exit_code == 3
+
+
+def test_a_file_that_answers_otherwise_is_refused(new_run, tmp_path, monkeypatch):
+    passing(monkeypatch)
+    run = new_run()
+    steps_of(run, 2)
+    monkeypatch.setitem(
+        ending._FORMS, "lora", (ending._write_lora, lambda run, path: ending._plain_copy(run.student.unet))
+    )
+    monkeypatch.setattr(ending, "TOLERANCE", 1e-6)
+    with pytest.raises(QualityError, match="differently"):
+        finish(run, tmp_path / "lcm.safetensors")
+
+
+@pytest.mark.parametrize(("values", "name"), [(LORA, "lcm.pt"), (FULL, "file.txt")])
+def test_a_bad_place_is_refused(new_run, tmp_path, values, name):
+    (tmp_path / "file.txt").write_text("mine")
+    with pytest.raises(OutputError):
+        finish(new_run(values), tmp_path / name)
+    assert (tmp_path / "file.txt").read_text() == "mine"
+
+
+def test_runs_are_not_overwritten_nor_mixed(new_run):
+    with pytest.raises(RecipeError, match="no checkpoint"):
+        new_run(resume=True)
+    save(new_run())
+    with pytest.raises(RecipeError, match="--resume"):
+        new_run()
+    with pytest.raises(RecipeError, match="rank"):
+        new_run(rank=2, resume=True)
+    (new_run(resume=True).folder / STATE).write_bytes(b"torn")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        new_run(resume=True)
+
+
+def test_what_does_not_fit_is_refused(cache):
+    model = tiny_model("sd15")
+    with pytest.raises(RecipeError, match="32"):
+        check_fit(make_recipe({}), model, cache)
+    with pytest.raises(RecipeError, match="30"):
+        check_fit(make_recipe({"origin_steps": 30}), model, cache)
+    model.schedule = Schedule(zero_terminal_snr(scaled_linear()), "epsilon")
+    with pytest.raises(RecipeError, match="zero terminal SNR"):
+        check_fit(make_recipe({}), model, cache)
+
+
+def test_the_students_sampling_has_its_own_noise_each_step(new_run):
+    run = new_run()
+    assert torch.equal(solve(run, "student", 2), solve(run, "student", 2))
+    assert not torch.equal(solve(run, "student", 1), solve(run, "student", 2))

@@ -1,0 +1,128 @@
+"""Distillation where the answer is known: Gaussian data, whose guided flow and consistency function are closed forms.
+
+With data N(mu, s^2) the noise prediction is eps(x, t) = sigma_t (x - alpha_t mu) / (alpha_t^2 s^2 + sigma_t^2).
+Guidance w between two Gaussians of equal width gives exactly the field of N(mu_w, s^2), mu_w = mu_c + w (mu_c -
+mu_u), and the flow from t to r is Phi(x) = alpha_r mu_w + (x - alpha_t mu_w) sqrt((alpha_r^2 s^2 + sigma_r^2) /
+(alpha_t^2 s^2 + sigma_t^2)).
+"""
+
+import pytest
+import torch
+
+from fewstep.distill.objectives import Draw, Networks, grid_pair, guided_jump, latent_consistency, pseudo_huber
+from fewstep.sampling.schedule import Schedule, scaled_linear, to_z0
+
+WIDTH, W = 0.6, 1.5
+MU_COND, MU_UNCOND = torch.tensor([0.8, -0.5]).view(2, 1, 1), torch.tensor([0.1, 0.2]).view(2, 1, 1)
+MU_W = MU_COND + W * (MU_COND - MU_UNCOND)
+
+
+def spread(alpha, sigma):
+    return alpha**2 * WIDTH**2 + sigma**2
+
+
+def exact_output(schedule, mu):
+    def network(z, t_B):
+        alpha, sigma = schedule.alpha_sigma(t_B, z)
+        eps = sigma * (z - alpha * mu) / spread(alpha, sigma)
+        return eps if schedule.prediction == "epsilon" else alpha * eps - sigma * (z - sigma * eps) / alpha
+
+    return network
+
+
+def teacher_of(schedule):
+    conditional, unconditional = exact_output(schedule, MU_COND), exact_output(schedule, MU_UNCOND)
+    return lambda z, t_B: (conditional(z, t_B), unconditional(z, t_B))
+
+
+def flow(schedule, z, t_B, r_B):
+    (a_t, s_t), (a_r, s_r) = schedule.alpha_sigma(t_B, z), schedule.alpha_sigma(r_B, z)
+    return a_r * MU_W + (z - a_t * MU_W) * (spread(a_r, s_r) / spread(a_t, s_t)).sqrt()
+
+
+def draw_of(schedule, count, origin_steps, generator):
+    z0 = MU_COND + WIDTH * torch.randn(count, 2, 1, 1, generator=generator)
+    t_B, t_next_B = grid_pair(torch.randint(origin_steps, (count,), generator=generator), origin_steps)
+    return Draw(z0, torch.randn(z0.shape, generator=generator), t_B, t_next_B, torch.full((count,), W))
+
+
+class PerPoint(torch.nn.Module):
+    """The smallest student that can be exact: for each grid point, an affine map of z."""
+
+    def __init__(self, origin_steps):
+        super().__init__()
+        self.stride = 1000 // origin_steps
+        self.slope = torch.nn.Parameter(torch.zeros(origin_steps, 1))
+        self.offset = torch.nn.Parameter(torch.zeros(origin_steps, 2))
+
+    def forward(self, z, t_B):
+        index_B = ((t_B + 1) // self.stride - 1).clamp(min=0)
+        return self.slope[index_B].view(-1, 1, 1, 1) * z + self.offset[index_B].view(-1, 2, 1, 1)
+
+
+class Mlp(torch.nn.Module):
+    """Three layers on (z, 32 Fourier features of t)."""
+
+    def __init__(self):
+        super().__init__()
+        self.frequency = torch.arange(1, 17) / 2
+        sizes = ((34, 128), (128, 128), (128, 2))
+        layers = [torch.nn.Linear(*size) for size in sizes]
+        self.net = torch.nn.Sequential(layers[0], torch.nn.SiLU(), layers[1], torch.nn.SiLU(), layers[2])
+
+    def forward(self, z, t_B):
+        angle = t_B[:, None] / 1000 * 3.1416 * self.frequency
+        features = torch.cat([z.flatten(1), angle.sin(), angle.cos()], 1)
+        return self.net(features).view(-1, 2, 1, 1)
+
+
+def distil(student, schedule, *, origin_steps, steps, rate, count=256):
+    generator = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.Adam(student.parameters(), lr=rate)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    networks = Networks(student, student, teacher_of(schedule))
+    for _ in range(steps):
+        optimiser.zero_grad()
+        draw = draw_of(schedule, count, origin_steps, generator)
+        latent_consistency(networks, schedule, draw, distance=pseudo_huber(0.03)).mean().backward()
+        optimiser.step()
+        falling.step()
+
+
+@torch.no_grad()
+def error_of(student, schedule, origin_steps):
+    """RMS between the student's clean latent and the exact consistency function, on noised data at the whole grid."""
+    draw = draw_of(schedule, 4096, origin_steps, torch.Generator().manual_seed(1))
+    alpha, sigma = schedule.alpha_sigma(draw.t_B, draw.z0_BCHW)
+    z = alpha * (draw.z0_BCHW + MU_W - MU_COND) + sigma * draw.noise_BCHW
+    found = to_z0(schedule, z, student(z, draw.t_B), draw.t_B)
+    return float((found - flow(schedule, z, draw.t_B, torch.zeros_like(draw.t_B))).square().mean().sqrt())
+
+
+def test_one_guided_jump_is_the_flow_within_3e_3():
+    schedule = Schedule(scaled_linear())
+    draw = draw_of(schedule, 8192, 50, torch.Generator().manual_seed(0))
+    alpha, sigma = schedule.alpha_sigma(draw.t_B, draw.z0_BCHW)
+    z = alpha * (draw.z0_BCHW + MU_W - MU_COND) + sigma * draw.noise_BCHW
+    outputs = teacher_of(schedule)(z, draw.t_B)
+    jumped = guided_jump(schedule, z, *outputs, w_B=draw.w_B, t_B=draw.t_B, t_next_B=draw.t_next_B)
+    rms = (jumped - flow(schedule, z, draw.t_B, draw.t_next_B)).square().mean().sqrt()
+    assert float(rms) < 3e-3
+
+
+def test_a_per_point_student_reaches_the_consistency_function():
+    schedule = Schedule(scaled_linear(), "v_prediction")
+    torch.manual_seed(0)
+    student = PerPoint(20)
+    before = error_of(student, schedule, 20)
+    distil(student, schedule, origin_steps=20, steps=1500, rate=0.03)
+    assert error_of(student, schedule, 20) < 0.06 < before / 5
+
+
+@pytest.mark.slow
+def test_an_mlp_student_reaches_the_consistency_function():
+    schedule = Schedule(scaled_linear(), "v_prediction")
+    torch.manual_seed(0)
+    student = Mlp()
+    distil(student, schedule, origin_steps=50, steps=6000, rate=2e-3)
+    assert error_of(student, schedule, 50) < 0.08

@@ -1,0 +1,81 @@
+"""What the README says, done: its Python, its commands, its links; and every example."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+FENCE = re.compile(r"(?P<note><!-- not run: .*-->\n)?```(?P<language>\w+)\n(?P<body>.*?)```", re.DOTALL)
+
+
+def blocks(language):
+    """(text, whether it is to be run) of every fenced block in a language."""
+    return [(m["body"], m["note"] is None) for m in FENCE.finditer(README) if m["language"] == language]
+
+
+def commands():
+    """(arguments after `fewstep`, whether to be run) of every `fewstep` line, in the README's order."""
+    found = []
+    for body, run in blocks("sh"):
+        for line in body.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words and Path(words[0]).name == "fewstep":
+                found.append((words[1:], run))
+    return found
+
+
+def test_every_command_is_understood():
+    from fewstep.cli.main import parser
+
+    assert {words[0] for words, _ in commands()} >= {"generate", "distill", "evaluate"}
+    for words, _ in commands():
+        arguments = parser().parse_args(words)
+        assert not [path for path in words if path.startswith("recipes/") and not (ROOT / path).is_file()]
+        assert arguments.command == words[0]
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)\b(?= |`|$)", re.sub(r"[Ww]ithout make", "", README), re.MULTILINE)) <= targets
+
+
+def test_links_lead_somewhere():
+    assert not [target for target in re.findall(r"\]\(([^)#:]+)\)", README) if not (ROOT / target).exists()]
+
+
+@pytest.mark.embedded
+def test_commands_run(tmp_path, monkeypatch, capsys):
+    from fewstep.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    for words, run in commands():
+        if run:
+            assert main(words) == 0, capsys.readouterr().err
+            assert Path(words[words.index("-o") + 1]).stat().st_size > 1000
+    assert Path("again.png").read_bytes() == Path("apple.png").read_bytes()
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("program", [body for body, run in blocks("python") if run], ids=["ten lines"])
+def test_python_blocks_run(program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {}
+    exec(compile(program, "README.md", "exec"), values)
+    assert values["image"].size == values["pear"].size
+    assert len(values["cats"]) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["apple.png", *(f"rocket-{i}.png" for i in (1, 2, 3, 4))]
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run(path, tmp_path, monkeypatch, capsys):
+    assert path.read_text().count("\n") <= 40
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    exec(compile(path.read_text(), str(path), "exec"), {"__name__": "__main__"})
+    assert list(tmp_path.iterdir())
