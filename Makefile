@@ -51,7 +51,7 @@ $(VENV)/.%.stamp: pyproject.toml constraints.txt | $(BIN)/python
 .PHONY: run test
 run: $(VENV)/.core.stamp  ## a picture from words: make run PROMPT="a green rocket" PICTURE=rocket.png
 	@$(BIN)/fewstep generate "$(PROMPT)" -o "$(PICTURE)"
-	@echo "the picture is $(CURDIR)/$(PICTURE)"
+	@echo "the picture is $(abspath $(PICTURE))"
 
 test: $(VENV)/.test.stamp  ## the tests, without the slow ones
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -73,9 +73,7 @@ format: $(VENV)/.dev.stamp  ## let ruff mend what it can
 	@$(BIN)/ruff format
 
 bench: $(VENV)/.core.stamp  ## every script in benchmarks/
-	@set -e; found=; for script in benchmarks/*.py; do \
-		[ -e "$$script" ] || continue; found=1; echo "== $$script"; $(BIN)/python "$$script"; \
-	done; [ -n "$$found" ] || echo "there are no benchmarks yet"
+	@set -e; for script in $$(grep -ls '__name__ == "__main__"' benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
 
 clean:  ## remove the environment and caches (build/, with its training runs, stays)
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 """Race: from nothing to a PNG on disk, `fewstep generate` against a minimal diffusers script, each a new process.
 
-    python benchmarks/cold_start.py [--model FOLDER] [--lora FILE] [--steps 4] [--rounds 5]
+python benchmarks/cold_start.py [--model FOLDER] [--lora FILE] [--steps 4] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -42,7 +42,18 @@ def our_command(args: argparse.Namespace, out: Path) -> list[str]:
     start = [str(program)] if program.exists() else [shutil.which("fewstep") or "fewstep"]
     named = [] if args.model is None else ["--model", str(args.model)]
     named += [] if args.lora is None else ["--lora", str(args.lora)]
-    return [*start, "generate", args.prompt, *named, "--steps", str(args.steps), "--seed", str(args.seed), "-o", str(out)]
+    return [
+        *start,
+        "generate",
+        args.prompt,
+        *named,
+        "--steps",
+        str(args.steps),
+        "--seed",
+        str(args.seed),
+        "-o",
+        str(out),
+    ]
 
 
 def their_command(args: argparse.Namespace, out: Path) -> list[str]:
@@ -69,7 +80,9 @@ class Process:
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode != 0 or not self.out.exists():
                 said.seek(0)
-                raise SystemExit(f"{' '.join(self.command[:3])} failed:\n{said.read().decode(errors='replace')[-2000:]}")
+                raise SystemExit(
+                    f"{' '.join(self.command[:3])} failed:\n{said.read().decode(errors='replace')[-2000:]}"
+                )
         self.peak_mb = max(self.peak_mb, usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2))
 
 

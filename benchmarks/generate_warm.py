@@ -33,7 +33,9 @@ def theirs(args: argparse.Namespace) -> Draw:
     """diffusers, as its documentation shows for an LCM-LoRA."""
     from diffusers import LCMScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(args.model, torch_dtype=getattr(torch, args.dtype), safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        args.model, torch_dtype=getattr(torch, args.dtype), safety_checker=None
+    )
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     if args.lora is not None:
         pipe.load_lora_weights(args.lora.parent, weight_name=args.lora.name)
@@ -57,7 +59,9 @@ def difference(a: Image.Image, b: Image.Image) -> dict[str, float]:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=assets_path(), help="diffusers folder (default: the embedded model)")
+    parser.add_argument(
+        "--model", type=Path, default=assets_path(), help="diffusers folder (default: the embedded model)"
+    )
     parser.add_argument("--lora", type=Path, help="default: lcm-lora.safetensors in the model's folder")
     parser.add_argument("--prompt", default="a fox, 3d on a blue background")
     parser.add_argument("--steps", type=int, default=4)
@@ -66,7 +70,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, help="of PyTorch")
-    parser.add_argument("--fuse", action="store_true", help="let diffusers fuse the LoRA, which its documentation does not")
+    parser.add_argument(
+        "--fuse", action="store_true", help="let diffusers fuse the LoRA, which its documentation does not"
+    )
     parser.add_argument("--tolerance", type=float, default=1.0, help="mean difference allowed, of 255")
     args = parser.parse_args()
     if args.lora is None and (args.model / "lcm-lora.safetensors").exists():
@@ -83,9 +89,18 @@ def main() -> int:
     found = difference(contestants["fewstep"](), contestants["diffusers"]())
     seconds = by_turns(contestants, rounds=args.rounds)
     agree = found["mean"] <= args.tolerance
-    print(f"pictures {'agree' if agree else 'DIFFER'}: mean difference {found['mean']}, largest {found['largest']} of 255")
+    print(
+        f"pictures {'agree' if agree else 'DIFFER'}: mean difference {found['mean']}, largest {found['largest']} of 255"
+    )
     facts = {"difference": found, "agree": agree, "steps": args.steps, "device": args.device, "dtype": args.dtype}
-    report(seconds, ours="fewstep", benchmark="generate_warm", threads=torch.get_num_threads(), torch=torch.__version__, **facts)
+    report(
+        seconds,
+        ours="fewstep",
+        benchmark="generate_warm",
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        **facts,
+    )
     return 0 if agree else 1
 
 

@@ -1,6 +1,6 @@
 """Image to image: the strength says how much of the first picture is forgotten.
 
-    python examples/image_to_image.py
+python examples/image_to_image.py
 """
 
 import fewstep

@@ -1,6 +1,6 @@
 """Text to picture with the model inside the package: offline, on a CPU.
 
-    python examples/text_to_image.py
+python examples/text_to_image.py
 """
 
 import fewstep

@@ -1,6 +1,6 @@
 """Watch a picture form: sampling is a generator, so the caller decides what happens between two steps.
 
-    python examples/watch_the_steps.py
+python examples/watch_the_steps.py
 """
 
 import fewstep

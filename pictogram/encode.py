@@ -20,7 +20,7 @@ SHARD = 1024
 
 def samples(count: int, *, seed: int) -> Iterator[tuple[Image.Image, str]]:
     """`count` captioned scenes, the same for a seed."""
-    cutouts, rng, pairs = load_cutouts(BUILD / "cutouts.npz"), np.random.default_rng(seed), trained()
+    cutouts, rng, pairs = load_cutouts(BUILD / "cutouts.npz"), np.random.default_rng(seed), trained(words="everyday")
     for _ in range(count):
         scene = compose(cutouts, rng, pairs)
         yield scene.image, scene.caption

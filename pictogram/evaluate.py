@@ -1,7 +1,7 @@
 """The quality table of the embedded model, at equal numbers of network evaluations.
 
-    python -m pictogram.evaluate                                    # -> build/pictogram/evaluation.json, .md, docs/pictures
-    python -m pictogram.evaluate --model build/pictogram/blob --prompts-only-style blob --name blob   # a fine-tuned base
+    python -m pictogram.evaluate            # -> build/pictogram/evaluation.json and .md, docs/pictures
+    python -m pictogram.evaluate --model build/pictogram/blob --lora LORA --prompts-only-style blob --name blob
 
 Every cell draws the same prompts from the same noise; its pictures are kept in build/pictogram/cells, so a run that was
 stopped goes on with the next cell.
@@ -14,7 +14,7 @@ import hashlib
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ from fewstep.checkpoints.files import write_json, write_whole
 from fewstep.checkpoints.load import Model, Sampling, load_model
 from fewstep.checkpoints.lora import Lora, read_lora
 from fewstep.evaluate.cases import GROUPS, Case, held_out_background_cases, held_out_style_cases, seen_cases
-from fewstep.evaluate.judge import Judge
+from fewstep.evaluate.judge import Judge, Labels
 from fewstep.evaluate.score import Seen, row, score
 from fewstep.evaluate.suite import Cell, Easel, Pictures, equal_cells, own_cell, teacher_cell
 from fewstep.evaluate.table import markdown
 from fewstep.grid import table
-from pictogram.concepts import CONCEPTS
+from pictogram.concepts import CONCEPTS, EVERYDAY
 from pictogram.fetch import BUILD
 from pictogram.judge import reconstructed
 from pictogram.scenes import Cutouts, compose, load_cutouts, single, trained
@@ -41,21 +41,37 @@ SLUG_OF = {names[0]: slug for slug, names in CONCEPTS.items()}
 TRAINING_SCENES = 3000
 
 
-def all_cases(judge: Judge, cutouts: Cutouts, count: int, style: str | None) -> tuple[Case, ...]:
+def labels_of(judge: Judge, words: str) -> Labels:
+    """What the prompts are made of: all concepts, or the everyday ones; the judge always chooses among all."""
+    labels = judge.labels
+    if words == "all":
+        return labels
+    keep = {CONCEPTS[slug][0] for slug in EVERYDAY}
+    return replace(
+        labels,
+        concepts=tuple(c for c in labels.concepts if c in keep),
+        phrases=tuple(p for c, p in zip(labels.concepts, labels.phrases, strict=True) if c in keep),
+        held_out_styles=tuple(pair for pair in labels.held_out_styles if pair[0] in keep),
+        held_out_backgrounds=tuple(pair for pair in labels.held_out_backgrounds if pair[0] in keep),
+    )
+
+
+def all_cases(labels: Labels, cutouts: Cutouts, count: int, style: str | None) -> tuple[Case, ...]:
     """The fixed prompts: `count` seen ones and a fifth as many of each held-out kind; or one foreign style alone."""
     if style is not None:
-        wide = seen_cases(judge.labels, 2 * count, styles=(style,))
+        wide = seen_cases(labels, 2 * count, styles=(style,))
         return tuple(case for case in wide if f"{style}/{SLUG_OF[case.concept or '']}" in cutouts)[:count]
     fifth = max(1, count // 5)
-    held = held_out_style_cases(judge.labels, fifth), held_out_background_cases(judge.labels, fifth)
-    return (*seen_cases(judge.labels, count), *held[0], *held[1])
+    held = held_out_style_cases(labels, fifth), held_out_background_cases(labels, fifth)
+    return (*seen_cases(labels, count), *held[0], *held[1])
 
 
 def real_pictures(cutouts: Cutouts, cases: Sequence[Case], *, seed: int) -> Pictures:
     """What was asked for, composed from the cut-outs: the ceiling, and the set that distances are taken to."""
     rng = np.random.default_rng(seed)
     made = [
-        single(cutouts, SLUG_OF[case.concept or ""], case.style or "", case.background or "white", rng) for case in cases
+        single(cutouts, SLUG_OF[case.concept or ""], case.style or "", case.background or "white", rng)
+        for case in cases
     ]
     return np.stack([np.asarray(image) for image in made])
 
@@ -84,10 +100,9 @@ def fingerprint(model: Model, lora: Lora | None, cell: Cell, cases: Sequence[Cas
 def pictures_of(easel: Easel, cell: Cell, path: Path, *, batch: int) -> tuple[Pictures, float]:
     """A cell's pictures and the milliseconds each took, drawn now or found on disk."""
     if not path.exists():
-        started, parts = time.perf_counter(), []
-        total = -(-len(easel.cases) // batch)
-        for part in track(easel.draw(cell, batch=batch), f"{cell.name}, {cell.evaluations} evaluations", total=total):
-            parts.append(part)
+        started, total = time.perf_counter(), -(-len(easel.cases) // batch)
+        batches = easel.draw(cell, batch=batch)
+        parts = list(track(batches, f"{cell.name}, {cell.evaluations} evaluations", total=total))
         picture_ms = 1000 * (time.perf_counter() - started) / len(easel.cases)
         arrays: dict[str, Any] = {"pictures": np.concatenate(parts), "picture_ms": np.array(picture_ms)}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,10 +144,16 @@ class Measure:
         rebuilt = Seen.by(self.judge, reconstructed(self.real_again.pictures_NHWC, vae))
         for name, seen in (("real pictures", self.real_again), ("real, through the autoencoder", rebuilt)):
             for found in self.rows(Cell(name, "", 0), seen):
-                yield {key: value for key, value in found.items() if key not in ("steps", "guidance", "sampler", "evaluations")}
+                yield {
+                    key: value
+                    for key, value in found.items()
+                    if key not in ("steps", "guidance", "sampler", "evaluations")
+                }
 
 
-def write_sheets(drawn: dict[Cell, Pictures], cases: Sequence[Case], folder: Path, *, name: str, rows: int = 10) -> None:
+def write_sheets(
+    drawn: dict[Cell, Pictures], cases: Sequence[Case], folder: Path, *, name: str, rows: int = 10
+) -> None:
     """One sheet of the student at every number of steps, one of all ways at four evaluations."""
     order = [i for i, case in enumerate(cases) if case.group in ("seen", "held-out style")]
     chosen = np.array(order[:: max(1, len(order) // rows)][:rows])
@@ -144,7 +165,7 @@ def write_sheets(drawn: dict[Cell, Pictures], cases: Sequence[Case], folder: Pat
         if not cells:
             continue
         pictures = [[Image.fromarray(drawn[cell][i]) for cell in cells] for i in chosen]
-        titles = [f"{cell.name.removeprefix('teacher ')} {cell.steps}" for cell in cells]
+        titles = [f"{cell.name.removeprefix('teacher ').replace('guided', '(g)')} {cell.steps}" for cell in cells]
         folder.mkdir(parents=True, exist_ok=True)
         sheet = table(pictures, row_labels=[cases[i].prompt for i in chosen], column_labels=titles)
         sheet.save(folder / f"{name}-{which}.png", optimize=True)
@@ -168,11 +189,16 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--lora", type=Path, help="LCM-LoRA (default: lcm-lora.safetensors in the model's folder)")
     parser.add_argument("--judge", type=Path, default=BUILD / "judge")
     parser.add_argument("--count", type=int, default=500, help="seen prompts; a fifth as many of each held-out kind")
+    parser.add_argument("--words", choices=("all", "everyday"), default="all", help="which concepts to ask for")
     parser.add_argument("--evaluations", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--guidance", type=float, default=3.0, help="the teacher's")
     parser.add_argument("--cells", default="", help="regular expression on cell names like teacher-ddim-guided-4")
-    parser.add_argument("--prompts-only-style", metavar="STYLE", help="ask for this style alone, e.g. a fine-tuned base's")
-    parser.add_argument("--training", type=int, default=TRAINING_SCENES, help="training scenes to look for the nearest in")
+    parser.add_argument(
+        "--prompts-only-style", metavar="STYLE", help="ask for this style alone, e.g. a fine-tuned base's"
+    )
+    parser.add_argument(
+        "--training", type=int, default=TRAINING_SCENES, help="training scenes to look for the nearest in"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device")
     parser.add_argument("--name", default="pictogram", help="what the files written are named after")
@@ -188,13 +214,14 @@ def main() -> None:
     path = args.lora or model.path / "lcm-lora.safetensors"
     lora = read_lora(path, family=model.family) if path.exists() else None
     judge, cutouts = Judge(args.judge), load_cutouts(BUILD / "cutouts.npz")
-    cases = all_cases(judge, cutouts, args.count, args.prompts_only_style)
+    cases = all_cases(labels_of(judge, args.words), cutouts, args.count, args.prompts_only_style)
     measure, easel = Measure(judge, cases, cutouts, training=args.training), Easel(model, cases, lora=lora)
-    cells = [c for c in all_cells(lora, args.evaluations, args.guidance) if re.search(args.cells, c.stem)]
     rows, drawn = list(measure.ceiling_rows(model.path / "vae")), {}
-    for cell in cells:
-        file = f"{cell.stem}-{fingerprint(model, lora, cell, cases)}.npz"
-        pictures, picture_ms = pictures_of(easel, cell, args.build / "cells" / file, batch=args.batch)
+    for cell in all_cells(lora, args.evaluations, args.guidance):
+        file = args.build / "cells" / f"{cell.stem}-{fingerprint(model, lora, cell, cases)}.npz"
+        if not re.search(args.cells, cell.stem) and not (cell.evaluations > 50 and file.exists()):
+            continue
+        pictures, picture_ms = pictures_of(easel, cell, file, batch=args.batch)
         seen = Seen.by(judge, pictures)
         rows += measure.rows(cell, seen, picture_ms=round(picture_ms, 1))
         drawn[cell] = pictures
@@ -204,6 +231,7 @@ def main() -> None:
         "model": model.content_hash,
         "lora": lora.fingerprint[:10] if lora else None,
         "guidance": args.guidance,
+        "words": args.words,
         "judge_ceilings": judge.ceilings,
         "threads": torch.get_num_threads(),
         "rows": rows,

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel
 
 from pictogram.concepts import EXTRA_STYLE
 from pictogram.fetch import BUILD
+from pictogram.scenes import trained
 from pictogram.train_teacher import MODEL, Teacher, cached_latents, save, train
 
 
@@ -21,6 +22,7 @@ def main() -> None:
     """Train on the extra style alone, from the teacher's weights."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--until", type=int, default=None)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--lr", type=float, default=4e-4)
@@ -30,11 +32,11 @@ def main() -> None:
     teacher = Teacher()
     teacher.text = CLIPTextModel.from_pretrained(MODEL / "text_encoder").train()
     teacher.unet = UNet2DConditionModel.from_pretrained(MODEL / "unet").to(memory_format=torch.channels_last).train()
-    z0, ids = cached_latents("style-scenes", args.scenes, seed=args.seed + 20, styles=(EXTRA_STYLE,))
+    z0, ids = cached_latents("style-scenes", args.scenes, trained((EXTRA_STYLE,), words="everyday"), seed=args.seed + 20)
     folder = BUILD / "style-model"
     for part in ("vae", "tokenizer"):
         shutil.copytree(MODEL / part, folder / part, dirs_exist_ok=True)
-    ema = train(teacher, z0, ids, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed, name="style", folder=folder)
+    ema = train(teacher, z0, ids, args, name="style", folder=folder)
     save(ema, folder)
 
 

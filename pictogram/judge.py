@@ -3,7 +3,7 @@
     python -m pictogram.judge               # -> build/pictogram/judge and src/fewstep/assets/judge
 
 It learns from the cut-outs directly (never from the generator or its autoencoder), with strong augmentation, and
-without the pairs and artists that are held out. Its ceilings on real pictures are measured at the end and kept beside it.
+without the pairs and artists that are held out. Its ceilings on real pictures are measured at the end and kept.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ def soften(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     blurred = F.interpolate(F.interpolate(x_BCHW, size=(small, small), mode="area"), size=(side, side), mode="bilinear")
     share = uniform((b, 1, 1, 1), 0, 1, generator) * (torch.rand(b, 1, 1, 1, generator=generator) < 0.6)
     fine = torch.randn(x_BCHW.shape, generator=generator) * uniform((b, 1, 1, 1), -0.12, 0.12, generator).clamp_min(0)
-    coarse = torch.randn((b, 3, side // 8, side // 8), generator=generator) * uniform((b, 1, 1, 1), -0.2, 0.2, generator).clamp_min(0)
+    coarse = torch.randn((b, 3, side // 8, side // 8), generator=generator) * uniform(
+        (b, 1, 1, 1), -0.2, 0.2, generator
+    ).clamp_min(0)
     return torch.lerp(x_BCHW, blurred, share) + fine + F.interpolate(coarse, size=(side, side), mode="bilinear")
 
 
@@ -135,7 +137,9 @@ def erase(x_BCHW: Tensor, generator: torch.Generator) -> Tensor:
     at = torch.arange(side)
     middle, half = uniform((b, 2, 1), 0, side, generator), uniform((b, 2, 1), side / 16, side / 6, generator)
     inside = (at - middle).abs() < half
-    hole = (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None] & (torch.rand(b, 1, 1, 1, generator=generator) < 0.2)
+    hole = (inside[:, 0, :, None] & inside[:, 1, None, :])[:, None] & (
+        torch.rand(b, 1, 1, 1, generator=generator) < 0.2
+    )
     return torch.where(hole, x_BCHW.mean((2, 3), keepdim=True), x_BCHW)
 
 
@@ -185,7 +189,9 @@ def real_scenes(cutouts: Cutouts, pairs: Pairs, *, seed: int, plain: bool = Fals
     """One scene of each pair as the generator's training set has them, uint8 (N, 128, 128, 3)."""
     rng = np.random.default_rng(seed)
     grounds = ["white" if plain else draw_background(slug, rng) for slug, _ in pairs]
-    return np.stack([np.asarray(single(cutouts, *pair, ground, rng)) for pair, ground in zip(pairs, grounds, strict=True)])
+    return np.stack(
+        [np.asarray(single(cutouts, *pair, ground, rng)) for pair, ground in zip(pairs, grounds, strict=True)]
+    )
 
 
 def reading(judge: Judge, pictures: np.ndarray, pairs: Pairs) -> dict[str, Any]:
@@ -214,9 +220,15 @@ def ceilings(judge: Judge, cutouts: Cutouts, *, vae: Path) -> dict[str, Any]:
     pairs = trained()
     sets = {
         "new scenes of trained pairs": pairs * 2,
-        "held-out style pairs": [(slug, style) for slug in SLUGS for style in TRAIN_STYLES if style_held_out(slug, style)],
-        f"artist never seen: {EXTRA_STYLE}": [(slug, EXTRA_STYLE) for slug in SLUGS if f"{EXTRA_STYLE}/{slug}" in cutouts],
-        f"artist never seen: {CEILING_STYLE}": [(slug, CEILING_STYLE) for slug in SLUGS if f"{CEILING_STYLE}/{slug}" in cutouts],
+        "held-out style pairs": [
+            (slug, style) for slug in SLUGS for style in TRAIN_STYLES if style_held_out(slug, style)
+        ],
+        f"artist never seen: {EXTRA_STYLE}": [
+            (slug, EXTRA_STYLE) for slug in SLUGS if f"{EXTRA_STYLE}/{slug}" in cutouts
+        ],
+        f"artist never seen: {CEILING_STYLE}": [
+            (slug, CEILING_STYLE) for slug in SLUGS if f"{CEILING_STYLE}/{slug}" in cutouts
+        ],
     }
     found = {name: reading(judge, real_scenes(cutouts, part, seed=9_001), part) for name, part in sets.items()}
     if (vae / "config.json").exists():
@@ -241,7 +253,9 @@ def main() -> None:
         shape, steps=args.steps, batch=args.batch, count=args.count, lr=args.lr, seed=args.seed, folder=args.build
     )
     save_judge(network, args.build / "judge", shape=shape, labels=labels())
-    measured = ceilings(Judge(args.build / "judge"), load_cutouts(BUILD / "cutouts.npz"), vae=args.build / "model" / "vae")
+    measured = ceilings(
+        Judge(args.build / "judge"), load_cutouts(BUILD / "cutouts.npz"), vae=args.build / "model" / "vae"
+    )
     for folder in (args.build / "judge", *(() if args.no_ship else (default_folder(),))):
         save_judge(network, folder, shape=shape, labels=labels(), ceilings=measured)
     for name, found in measured.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pictogram.concepts import COLOURS, CONCEPTS, PLACES, TRAIN_STYLES, background_held_out, style_held_out
+from pictogram.concepts import COLOURS, CONCEPTS, EVERYDAY, PLACES, TRAIN_STYLES, background_held_out, style_held_out
 
 SIZE_PX = 128
 COUNTS = {2: "two", 3: "three", 4: "four"}
@@ -176,9 +176,10 @@ def draw_background(slug: str, rng: np.random.Generator) -> str:
             return name
 
 
-def trained(styles: tuple[str, ...] = TRAIN_STYLES) -> list[tuple[str, str]]:
-    """Every (slug, style) that training may see."""
-    return [(slug, style) for slug in CONCEPTS for style in styles if not style_held_out(slug, style)]
+def trained(styles: tuple[str, ...] = TRAIN_STYLES, *, words: str = "all") -> list[tuple[str, str]]:
+    """Every (slug, style) that training may see; `words` is "all" or "everyday"."""
+    slugs = [slug for slug in CONCEPTS if words == "all" or slug in EVERYDAY]
+    return [(slug, style) for slug in slugs for style in styles if not style_held_out(slug, style)]
 
 
 def single(cutouts: Cutouts, slug: str, style: str, background: str, rng: np.random.Generator) -> Image.Image:
@@ -189,25 +190,27 @@ def single(cutouts: Cutouts, slug: str, style: str, background: str, rng: np.ran
     return image
 
 
-def compose(cutouts: Cutouts, rng: np.random.Generator, pairs: list[tuple[str, str]]) -> Scene:
-    """One scene drawn from `pairs`: single 80 %, recoloured 6 %, counted 7 %, two things 7 %."""
+def compose(
+    cutouts: Cutouts, rng: np.random.Generator, pairs: list[tuple[str, str]], *, extras: float = 0.2
+) -> Scene:
+    """One scene drawn from `pairs`; the share `extras` is, about evenly, counted, two things, or recoloured."""
     slug, style = pairs[rng.integers(len(pairs))]
     name, background = pick_name(slug, rng), draw_background(slug, rng)
     draw, kind, what = rng.random(), "single", article(name)
     cutout = cutouts[f"{style}/{slug}"]
-    if draw < 0.07 and plural(name):
+    if draw < 0.35 * extras and plural(name):
         kind, count = "count", int(rng.integers(2, 5))
         what, image = f"{COUNTS[count]} {plural(name)}", paint_background(background, rng)
         for x, y, scale in LAYOUTS[count]:
             paste(image, cutout, x, y, scale)
-    elif draw < 0.14:
+    elif draw < 0.7 * extras:
         kind = "pair"
         others = [s for s, st in pairs if st == style and s != slug and not background_held_out(s, background)]
         other = str(rng.choice(others))
         what, image = f"{what} and {article(pick_name(other, rng))}", paint_background(background, rng)
         for (x, y, scale), key in zip(LAYOUTS[2], (slug, other), strict=True):
             paste(image, cutouts[f"{style}/{key}"], x, y, scale)
-    elif draw < 0.20:
+    elif draw < extras:
         kind, hue = "recolour", str(rng.choice(list(HUES)))
         what = article(f"{hue} {name.removeprefix('red ')}")
         tinted = recolour(cutout, HUES[hue])

@@ -24,6 +24,8 @@ from pictogram.tokenizer import ENTRIES
 
 MODEL = BUILD / "model"
 SCHEDULE = Schedule(scaled_linear(), "v_prediction")
+#: Of the running average: a few hundred steps. At 0.999 the average lagged visibly behind the model (docs/log.md).
+EMA = 0.995
 UNET = dict(
     sample_size=SIZE_PX // 8,
     in_channels=4,
@@ -72,25 +74,27 @@ def tokens(captions: list[str]) -> Tensor:
 
 
 @torch.no_grad()
-def latents(count: int, *, seed: int, styles: tuple[str, ...] | None = None) -> tuple[Tensor, list[str]]:
+def latents(count: int, pairs: list[tuple[str, str]], *, seed: int, extras: float) -> tuple[Tensor, list[str]]:
     """`count` composed scenes as latents (count, 4, 16, 16), and their captions."""
     vae = AutoencoderKL.from_pretrained(MODEL / "vae").to(memory_format=torch.channels_last)
     cutouts, rng = load_cutouts(BUILD / "cutouts.npz"), np.random.default_rng(seed)
-    pairs = [pair for pair in (trained(styles) if styles else trained()) if f"{pair[1]}/{pair[0]}" in cutouts]
+    pairs = [(slug, style) for slug, style in pairs if f"{style}/{slug}" in cutouts]
     parts, captions = [], []
-    for _ in track(range(0, count, 64), "encoding scenes"):
-        scenes = [compose(cutouts, rng, pairs) for _ in range(64)]
+    for _ in track(range(0, count, 16), "encoding scenes"):
+        scenes = [compose(cutouts, rng, pairs, extras=extras) for _ in range(16)]
         x = torch.from_numpy(np.stack([np.asarray(s.image) for s in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts.append(vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean.contiguous())
         captions += [s.caption for s in scenes]
     return torch.cat(parts), captions
 
 
-def cached_latents(name: str, count: int, *, seed: int, styles: tuple[str, ...] | None = None) -> tuple[Tensor, Tensor]:
+def cached_latents(
+    name: str, count: int, pairs: list[tuple[str, str]], *, seed: int, extras: float = 0.2
+) -> tuple[Tensor, Tensor]:
     """Latents and token ids, from disk where they are already there."""
     path = BUILD / f"{name}.pt"
     if not path.exists():
-        z, captions = latents(count, seed=seed, styles=styles)
+        z, captions = latents(count, pairs, seed=seed, extras=extras)
         loop.save_atomically({"z": z, "captions": captions}, path)
     saved = torch.load(path, weights_only=True)
     return saved["z"], tokens(saved["captions"])
@@ -103,16 +107,22 @@ def average(ema: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def v_loss(model: Teacher, z0: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of v at uniformly drawn timesteps (Salimans and Ho 2022, appendix D)."""
-    t = torch.randint(SCHEDULE.count, (len(z0),), generator=generator)
+    """Mean squared error of v (Salimans and Ho 2022, appendix D), timesteps drawn with a density that rises with t.
+
+    What a picture shows is settled at high noise, and a few-step student lives there: t = count * sqrt(u).
+    """
+    t = (SCHEDULE.count * torch.rand(len(z0), generator=generator).sqrt()).long()
     noise = torch.randn(z0.shape, generator=generator)
     alpha, sigma = SCHEDULE.alpha_sigma(t, z0)
     z = (alpha * z0 + sigma * noise).contiguous(memory_format=torch.channels_last)
     return F.mse_loss(model(z, t, ids), alpha * noise - sigma * z0)
 
 
-def train(model: Teacher, z0: Tensor, ids: Tensor, *, steps: int, batch: int, lr: float, seed: int, name: str, folder: Path = MODEL) -> nn.Module:
-    """Train with AdamW, cosine and a running average; returns the average."""
+def train(
+    model: Teacher, z0: Tensor, ids: Tensor, options: argparse.Namespace, *, name: str, folder: Path = MODEL
+) -> nn.Module:
+    """Train with AdamW, cosine and a running average; returns the average. Options: steps, until, batch, lr, seed."""
+    steps, batch, lr = options.steps, options.batch, options.lr
     ema = copy.deepcopy(model)
     empty = tokens([""])
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
@@ -127,11 +137,12 @@ def train(model: Teacher, z0: Tensor, ids: Tensor, *, steps: int, batch: int, lr
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        average(ema, model, min(0.999, (1 + i) / (10 + i)))
+        average(ema, model, min(EMA, (1 + i) / (10 + i)))
         return float(loss.detach())
 
     state = {"model": model, "ema": ema, "optimizer": optimizer}
-    loop.run(name, step, state, steps=steps, folder=BUILD, seed=seed, at_checkpoint=lambda _: save(ema, folder))
+    until = steps if options.until is None else options.until
+    loop.run(name, step, state, steps=until, folder=BUILD, seed=options.seed, at_checkpoint=lambda _: save(ema, folder))
     return ema
 
 
@@ -177,15 +188,18 @@ def write_index(folder: Path) -> None:
 def main() -> None:
     """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--steps", type=int, default=3500, help="length of the learning-rate curve")
+    parser.add_argument("--until", type=int, default=None, help="stop at this step (default: at the end)")
+    parser.add_argument("--words", choices=("all", "everyday"), default="all")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--scenes", type=int, default=24_000)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    z0, ids = cached_latents("scenes", args.scenes, seed=args.seed + 10)
-    ema = train(Teacher(), z0, ids, steps=args.steps, batch=args.batch, lr=args.lr, seed=args.seed, name="teacher")
+    name, extras = ("scenes", 0.2) if args.words == "all" else ("scenes-everyday", 0.12)
+    z0, ids = cached_latents(name, args.scenes, trained(words=args.words), seed=args.seed + 10, extras=extras)
+    ema = train(Teacher(), z0, ids, args, name="teacher")
     save(ema, MODEL)
 
 

@@ -1,4 +1,4 @@
-"""For every test: no network, one thread a process (two processes share the machine), and the embedded model where it is there."""
+"""For every test: no network, one thread a process, and the embedded model where it is there."""
 
 import os
 from pathlib import Path

@@ -93,7 +93,7 @@ def default_size(image: Image.Image, *, low: int = 64, high: int = 2048) -> tupl
 
 def round_to_cell(side: float) -> int:
     """The nearest multiple of the latents' cell of 8 pixels, halves upwards."""
-    return int(math.floor(side / CELL_PX + 0.5)) * CELL_PX
+    return math.floor(side / CELL_PX + 0.5) * CELL_PX
 
 
 def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = Any
 LoraPath: TypeAlias = "str | Path"
-LoraChoice: TypeAlias = "None | bool | LoraPath | tuple[LoraPath, float] | Sequence[LoraPath | tuple[LoraPath, float]]"
+LoraChoice: TypeAlias = "bool | LoraPath | tuple[LoraPath, float] | Sequence[LoraPath | tuple[LoraPath, float]] | None"
 ACCELERATOR_BATCH = 8
 
 
@@ -47,7 +47,7 @@ class Runner(Protocol):
         """The network with this plan's prompt and guidance inside, for `count` pictures."""
         ...
 
-    def noise(self, seeds: Sequence[int], height: int, width: int) -> Callable[[], Array]:
+    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
         """A function whose every call draws the next unit noise (B, 4, height / 8, width / 8), one generator a seed."""
         ...
 
@@ -79,12 +79,12 @@ class TorchRunner:
         negative = encoder.encode_negative([plan.request.negative_prompt], clip_skip=skip) if plan.guided else None
         return EagerDenoiser(self.model, text, negative, plan.guidance)
 
-    def noise(self, seeds: Sequence[int], height: int, width: int) -> Callable[[], Array]:
+    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
         """Drawn on the CPU in float32, so a seed means the same noise on every device and in every batch."""
         import torch
 
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        shape = (1, 4, height // CELL_PX, width // CELL_PX)
+        shape = (1, 4, size[1] // CELL_PX, size[0] // CELL_PX)
         return lambda: torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
 
     def encode(self, pixels_BHWC: np.ndarray) -> Array:
@@ -195,7 +195,7 @@ class Pipeline:
 
     def run(self, plan: Plan) -> Iterator[PictureStep]:
         """Carries a plan out. Use one run at a time: LoRAs are merged into the one model."""
-        self._stack.set([(lora, *weights) for lora, *weights in self._with_tags(plan.tags)])
+        self._stack.set(self._with_tags(plan.tags))
         for first in range(0, plan.request.count, self.batch):
             count = min(self.batch, plan.request.count - first)
             for step in denoise(self.runner, self.model.schedule, plan, first, count):
@@ -285,7 +285,7 @@ class Pipeline:
 
 def denoise(runner: Runner, schedule: Schedule, plan: Plan, first: int, count: int) -> Iterator[Step]:
     """The loop for pictures `first` to `first + count - 1` of a plan, by any back end."""
-    draw = runner.noise([plan.seed_of(first + offset) for offset in range(count)], plan.height, plan.width)
+    draw = runner.noise([plan.seed_of(first + offset) for offset in range(count)], plan.size)
     denoiser, z_BCHW = runner.denoiser(plan, count), draw()
     if plan.image is not None:
         known_BCHW = runner.encode(_pixels(plan.image))

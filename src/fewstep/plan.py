@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from PIL import Image
@@ -19,6 +19,7 @@ from fewstep.request import SEED_COUNT, Request
 from fewstep.sampling.sampler import Sampler, sampler_named
 from fewstep.sampling.timesteps import timesteps
 
+IMAGE_HASH, MASK_HASH = "Init image hash", "Mask hash"
 ORIGIN_TABLES = ("linspace-lcm", "a1111", "sgm")
 """The tables that depend on the grid of the distillation."""
 
@@ -30,15 +31,29 @@ class SamplingDefaults(Protocol):
     """How a model, or a LoRA, wants to be sampled (`fewstep.checkpoints.load.Sampling`)."""
 
     @property
-    def sampler(self) -> str: ...
+    def sampler(self) -> str:
+        """Its name."""
+        ...
+
     @property
-    def table(self) -> str: ...
+    def table(self) -> str:
+        """The timestep table's name."""
+        ...
+
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Model evaluations."""
+        ...
+
     @property
-    def guidance(self) -> float: ...
+    def guidance(self) -> float:
+        """1 is off."""
+        ...
+
     @property
-    def origin_steps(self) -> int: ...
+    def origin_steps(self) -> int:
+        """The grid of the distillation."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,11 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Plan:
-    """A request with nothing left open. `words` is the prompt without LoRA tags; notes are sentences for the user."""
+    """A request with nothing left open.
+
+    `words` is the prompt without LoRA tags, size is (width, height) in pixels; image and mask have that size. hashes
+    are of the pictures as they were given; notes are sentences for the user.
+    """
 
     request: Request
     words: str
@@ -65,13 +84,11 @@ class Plan:
     guidance: float
     embedded: bool
     seed: int
-    width: int
-    height: int
+    size: tuple[int, int]
     strength: float
     image: Image.Image | None = None
     mask: Image.Image | None = None
-    image_hash: str = ""
-    mask_hash: str = ""
+    hashes: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -91,14 +108,14 @@ class Plan:
             "Sampler": self.sampler.label,
             "CFG scale": "" if self.embedded else number_text(self.guidance),
             "Seed": str(self.seed_of(index)),
-            "Size": f"{self.width}x{self.height}",
+            "Size": "{}x{}".format(*self.size),
             "Model hash": facts.get("Model hash", ""),
             "Model": facts.get("Model", ""),
             "Denoising strength": number_text(self.strength) if self.image else "",
             "Clip skip": str(request.clip_skip) if request.clip_skip != 1 else "",
-            "Init image hash": self.image_hash,
+            IMAGE_HASH: self.hashes.get(IMAGE_HASH, ""),
             "RNG": "CPU",
-            "Mask hash": self.mask_hash,
+            MASK_HASH: self.hashes.get(MASK_HASH, ""),
             "Timestep table": self.table,
             "LCM origin steps": str(self.origin_steps) if self.table in ORIGIN_TABLES else "",
             "Guidance embedding": number_text(self.guidance) if self.embedded else "",
@@ -125,13 +142,10 @@ def plan_of(request: Request, defaults: Defaults) -> Plan:
     """
     request = request.validated()
     words, tags = split_lora_tags(request.prompt)
-    sampling = defaults.sampling
-    sampler = sampler_named(request.sampler if request.sampler is not None else sampling.sampler)
-    own = sampler.name == sampler_named(sampling.sampler).name
-    table = request.timestep_table or (sampling.table if own else sampler.table)
+    sampling, strength = defaults.sampling, _strength(request)
+    sampler, table = _sampler(request, sampling)
     image, mask = _pictures(request)
-    width, height = _size(request, image, defaults.size_px)
-    strength = _strength(request)
+    size = _size(request, image, defaults.size_px)
     times = timesteps(
         table,
         sampling.steps if request.steps is None else request.steps,
@@ -151,15 +165,25 @@ def plan_of(request: Request, defaults: Defaults) -> Plan:
         guidance=guidance,
         embedded=defaults.embedded,
         seed=secrets.randbelow(SEED_COUNT) if request.seed is None else request.seed,
-        width=width,
-        height=height,
+        size=size,
         strength=strength,
-        image=None if image is None else fit(image, (width, height)),
-        mask=None if image is None or mask is None else fit_mask(mask, image.size, (width, height)),
-        image_hash="" if image is None else content_hash(image),
-        mask_hash="" if mask is None else content_hash(mask),
+        image=None if image is None else fit(image, size),
+        mask=None if image is None or mask is None else fit_mask(mask, image.size, size),
+        hashes=_hashes(image, mask),
         notes=_notes(request, guidance, defaults.embedded),
     )
+
+
+def _sampler(request: Request, sampling: SamplingDefaults) -> tuple[Sampler, str]:
+    """The sampler, and the timestep table: the one asked for, else the model's own for its own sampler."""
+    own = sampler_named(sampling.sampler)
+    sampler = own if request.sampler is None else sampler_named(request.sampler)
+    return sampler, request.timestep_table or (sampling.table if sampler.name == own.name else sampler.table)
+
+
+def _hashes(image: Image.Image | None, mask: Image.Image | None) -> dict[str, str]:
+    given = {IMAGE_HASH: image, MASK_HASH: mask}
+    return {key: content_hash(picture) for key, picture in given.items() if picture is not None}
 
 
 def _pictures(request: Request) -> tuple[Image.Image | None, Image.Image | None]:

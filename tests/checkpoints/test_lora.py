@@ -144,7 +144,8 @@ def test_diffusers_agrees_on_sdxl_with_original_names(tmp_path):
     tensors = kohya({name.replace(block, SGM[block]): found[name] for name in found for block in SGM if block in name})
     texts = [pieces(encoder, TEXT, seed=1 + index) for index, encoder in enumerate(model.text.encoders)]
     for index, text in enumerate(texts):
-        tensors |= kohya(text, f"lora_te{index + 1}_text_model_")
+        plain = {name.removeprefix("text_model."): piece for name, piece in text.items()}
+        tensors |= kohya(plain, f"lora_te{index + 1}_text_model_")
     save(tmp_path / "x.safetensors", tensors)
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_folder("sdxl"))
     pipe.load_lora_weights(tmp_path, weight_name="x.safetensors")

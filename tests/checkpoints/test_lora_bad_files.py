@@ -41,7 +41,7 @@ def text(width, prefix):
         ),
         (conv() | {"lora_unet_surprise.lora_up.weight": torch.ones(2, 2)}, "1 keys of 3 that fit.*'lora_unet_surprise"),
         (conv(**{"lora_up.weight": None}), f"incomplete: the module '{MODULE}' has down but no 'up'"),
-        (conv(**{"lora_down.weight": None, "alpha": torch.tensor(1.0)}), "has up and alpha but no 'down'"),
+        (conv(**{"lora_down.weight": None, "alpha": torch.tensor(1.0)}), "has alpha and up but no 'down'"),
         ({f"{KEY}.alpha": torch.tensor(1.0)}, "has alpha but no 'down'"),
         (conv(**{"lora_up.weight": torch.ones(8, 3, 1, 1)}), r"damaged: the shapes.*\[2, 8, 3, 3\].*\[8, 3, 1, 1\]"),
         (conv(**{"lora_up.weight": torch.ones(8, 2, 3, 3)}), "damaged: the shapes"),

@@ -19,7 +19,7 @@ LDM = {
     "input_blocks_3_0_op": "down_blocks.0.downsamplers.0.conv",
     "input_blocks_4_0_skip_connection": "down_blocks.1.resnets.0.conv_shortcut",
     "input_blocks_4_1_proj_in": "down_blocks.1.attentions.0.proj_in",
-    "input_blocks_5_1_transformer_blocks_1_attn2_to_out_0": "down_blocks.1.attentions.1.transformer_blocks.1.attn2.to_out.0",
+    "input_blocks_5_1_transformer_blocks_1_attn2_to_k": "down_blocks.1.attentions.1.transformer_blocks.1.attn2.to_k",
     "input_blocks_9_0_op": "down_blocks.2.downsamplers.0.conv",
     "input_blocks_11_0_emb_layers_1": "down_blocks.3.resnets.1.time_emb_proj",
     "middle_block_0_in_layers_2": "mid_block.resnets.0.conv1",

@@ -40,7 +40,7 @@ def header(path):
 
 
 def test_layers_file_merge_and_diffusers_are_one(tmp_path):
-    """Adapter on = written, read and merged = written and loaded by diffusers, with every key used; alpha is not rank."""
+    """Adapter on = written, read and merged = written and loaded by diffusers with every key; alpha is not rank."""
     from diffusers import StableDiffusionPipeline
     from peft.tuners.lora import LoraLayer as PeftLayer
 
@@ -164,7 +164,10 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_a_disk_that_lies(tmp_path, monkeypatch):
     layers = {"conv_in": (torch.ones(2, 4), torch.ones(4, 2))}
     true = module.write_safetensors
-    wrong = lambda path, tensors, facts: true(path, {name: tensor * 2 for name, tensor in tensors.items()}, facts)
+
+    def wrong(path, tensors, facts):
+        true(path, {name: tensor * 2 for name, tensor in tensors.items()}, facts)
+
     monkeypatch.setattr(module, "write_safetensors", wrong)
     with pytest.raises(OutputError, match="something else when it was read back"):
         write_lora(tmp_path / "x.safetensors", layers, alpha=1)

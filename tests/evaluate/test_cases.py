@@ -61,7 +61,13 @@ def test_a_foreign_style_is_asked_of_every_concept():
 
 @pytest.mark.parametrize(
     ("prompt", "concept"),
-    [("A Red Apple, oil painting", "red apple"), ("an apple", "apple"), ("pineapple pie", None), ("", None), ("cat", "cat")],
+    [
+        ("A Red Apple, oil painting", "red apple"),
+        ("an apple", "apple"),
+        ("pineapple pie", None),
+        ("", None),
+        ("cat", "cat"),
+    ],
 )
 def test_the_longest_whole_word_names_the_concept(prompt, concept):
     assert concept_in(prompt, LABELS) == concept

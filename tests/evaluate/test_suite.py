@@ -42,7 +42,12 @@ def test_cells_are_at_equal_evaluations():
     cells = equal_cells((1, 2, 4), LCM, guidance=3.0)
     assert all(cell.evaluations in (1, 2, 4) for cell in cells)
     names = {(cell.name, cell.steps, cell.evaluations) for cell in cells}
-    assert {("teacher DDIM guided", 2, 4), ("teacher DDIM", 4, 4), ("teacher LCM guided", 1, 2), ("student", 4, 4)} <= names
+    assert {
+        ("teacher DDIM guided", 2, 4),
+        ("teacher DDIM", 4, 4),
+        ("teacher LCM guided", 1, 2),
+        ("student", 4, 4),
+    } <= names
     assert not [cell for cell in cells if cell.evaluations == 1 and cell.guidance != 1]
     assert len(names) == len(cells)
     assert len({cell.stem for cell in cells}) == len(cells)
@@ -145,7 +150,9 @@ def arguments(*words):
 
 
 def test_the_command_measures_a_lora_beside_its_teacher(judge_folder, lora_file, tmp_path, capsys):
-    asked = arguments(tiny_folder("pictogram"), "--lora", lora_file, "--steps", "2", "--count", 2, "--judge", judge_folder)
+    asked = arguments(
+        tiny_folder("pictogram"), "--lora", lora_file, "--steps", "2", "--count", 2, "--judge", judge_folder
+    )
     asked.json, asked.out, asked.device = True, tmp_path / "out", "cpu"
     assert asked.run(asked) == 0
     document = json.loads(capsys.readouterr().out)

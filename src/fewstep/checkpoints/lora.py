@@ -55,7 +55,7 @@ class LoraLayer:
 
 @dataclass(frozen=True, eq=False)
 class Lora:
-    """A LoRA as read: `layers` by module name, `text_layers` by `text_encoder.<module>` or `text_encoder_2.<module>`."""
+    """A LoRA as read: `layers` by module name, `text_layers` by `text_encoder.<module>`, `text_encoder_2.<module>`."""
 
     name: str
     path: Path

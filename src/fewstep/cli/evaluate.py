@@ -1,4 +1,4 @@
-"""`fewstep evaluate [MODEL] --lora FILE --steps 1,2,4,8`: how good are few steps, at equal numbers of network evaluations?"""
+"""`fewstep evaluate [MODEL] --lora FILE --steps 1,2,4,8`: how good are few steps, at equal numbers of evaluations?"""
 
 from __future__ import annotations
 
@@ -24,19 +24,35 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="measure a model's pictures at few steps",
-        description="Draw fixed prompts in few steps and measure the pictures with the judge that comes with the package. "
+        description="Draw fixed prompts in few steps and measure the pictures with the package's own judge. "
         "With a LoRA, the same model without it is measured beside it at equal numbers of network evaluations.",
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="model folder or hub name (default: the embedded model)")
-    parser.add_argument("--lora", type=Path, metavar="FILE", help="few-step LoRA (default with the embedded model: its own)")
-    parser.add_argument("--steps", type=_counts, default=(1, 2, 4, 8), metavar="1,2,4,8", help="steps; a LoRA's teacher gets as many evaluations")
-    parser.add_argument("--guidance", type=float, default=4.0, help="guidance of the teacher that a LoRA is measured against")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line (default: the judge's fixed prompts)")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="model folder or hub name (default: the embedded model)"
+    )
+    parser.add_argument(
+        "--lora", type=Path, metavar="FILE", help="few-step LoRA (default with the embedded model: its own)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=_counts,
+        default=(1, 2, 4, 8),
+        metavar="1,2,4,8",
+        help="steps; a LoRA's teacher gets as many evaluations",
+    )
+    parser.add_argument(
+        "--guidance", type=float, default=4.0, help="guidance of the teacher that a LoRA is measured against"
+    )
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="one prompt a line (default: the judge's fixed prompts)"
+    )
     parser.add_argument("--count", type=int, default=64, metavar="N", help="number of prompts")
     parser.add_argument("--judge", type=Path, metavar="FOLDER", help="another judge than the one in the package")
     parser.add_argument("--device", help="cpu, cuda or mps")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="also write evaluation.json, evaluation.md and pictures there")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", help="also write evaluation.json, evaluation.md and pictures there"
+    )
     parser.set_defaults(run=run)
 
 
@@ -125,8 +141,7 @@ def _rows(
         seen = Seen.by(judge, _drawn(easel, cell))
         if out is not None:
             _save_pictures(seen.pictures_NHWC, out / f"{cell.stem}.png")
-        against = {} if teacher is None else {"real": teacher, "teacher": teacher}
-        yield row(cell, "prompts", score(judge, seen, easel.cases, **against))
+        yield row(cell, "prompts", score(judge, seen, easel.cases, real=teacher, teacher=teacher))
         if cell is reference:
             teacher = seen
 

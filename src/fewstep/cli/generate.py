@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from fewstep.cli.output import check_new_folder, check_outputs, default_name, numbered, step_name
 from fewstep.errors import RequestError
 from fewstep.request import DEFAULTS, SEED_COUNT, SPECS, Request, Spec, request_of
+from fewstep.sampling.sampler import SAMPLERS
+from fewstep.sampling.timesteps import TABLES
 
 if TYPE_CHECKING:
     from fewstep.cli.recall import Recalled
     from fewstep.infotext import Picture
-    from fewstep.pipeline import Pipeline, PictureStep
+    from fewstep.pipeline import PictureStep, Pipeline
     from fewstep.plan import Plan
 
 PATIENCE_S = 2.0
@@ -35,7 +37,7 @@ def register(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     _add_request_options(parser)
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="png, jpg or webp; named by prompt and seed if none")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="png, jpg or webp; named by the prompt if none")
     parser.add_argument("--model", metavar="PATH", help="model folder or Hub name; the embedded model if absent")
     parser.add_argument("--lora", action="append", type=_lora, metavar="FILE[:WEIGHT]", help="LoRA; may be repeated")
     parser.add_argument("--no-lora", action="store_true", help="without the embedded model's own few-step LoRA")
@@ -46,16 +48,17 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--dtype", help="float32, float16, bfloat16; chosen if absent")
     parser.add_argument("--json", action="store_true", help="print one JSON document: files, seeds, settings, timings")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
-    parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say what is chosen and why")
+    parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say what is chosen")
     parser.set_defaults(run=run)
 
 
 def _add_request_options(parser: argparse.ArgumentParser) -> None:
+    names = {"sampler": ", ".join(SAMPLERS), "timestep_table": ", ".join(TABLES)}
     for name, spec in SPECS.items():
         if name == "prompt":
             parser.add_argument("prompt", nargs="?", help=spec.help)
             continue
-        limits = f" ({spec.limits()})" if spec.kind in ("whole", "number") else ""
+        limits = f" ({names.get(name, spec.limits())})" if spec.kind in ("whole", "number", "name") else ""
         default = f" [{DEFAULTS[name]}]" if DEFAULTS.get(name) not in (None, "") else ""
         flags = dict.fromkeys([f"--{name.replace('_', '-')}", *spec.flags])
         metavar = {"whole": "N", "number": "X", "picture": "FILE", "text": "TEXT", "name": "NAME"}[spec.kind]
@@ -225,10 +228,13 @@ def _document(
     pipe: Pipeline, plan: Plan, paths: list[Path], pictures: list[Picture], timings: dict[str, float], notes: list[str]
 ) -> dict[str, Any]:
     """What `--json` prints."""
-    open_fields = {"image": plan.image_hash or None, "mask": plan.mask_hash or None, "steps": len(plan.timesteps)}
+    from fewstep.plan import IMAGE_HASH, MASK_HASH
+
+    pictures_used = {"image": plan.hashes.get(IMAGE_HASH), "mask": plan.hashes.get(MASK_HASH)}
     settings = {field.name: getattr(plan.request, field.name) for field in dataclasses.fields(plan.request)}
-    settings |= open_fields | {"guidance": plan.guidance, "sampler": plan.sampler.name, "timestep_table": plan.table}
-    settings |= {"width": plan.width, "height": plan.height, "timesteps": list(plan.timesteps), "seed": plan.seed}
+    settings |= pictures_used | {"steps": len(plan.timesteps), "guidance": plan.guidance, "sampler": plan.sampler.name}
+    settings |= {"timestep_table": plan.table, "width": plan.size[0], "height": plan.size[1]}
+    settings |= {"timesteps": list(plan.timesteps), "seed": plan.seed}
     settings |= {"strength": plan.strength if plan.image else None, "model": pipe.model.name}
     settings["loras"] = [{"name": lora.name, "weight": weight} for lora, weight in pipe.loras]
     return {

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.image import EXTENSIONS
-
 if TYPE_CHECKING:
     from fewstep.checkpoints.load import Sampling
 
@@ -19,12 +17,12 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info",
         help="describe a model, a LoRA or a picture",
-        description="Describe a model folder, a Hub name, a LoRA file or a picture; the embedded model if none is given.",
+        description="Describe a model folder, a Hub name, a LoRA file or a picture; the embedded model by default.",
         allow_abbrev=False,
     )
     parser.add_argument("path", nargs="?", metavar="PATH", help="what to describe")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="show where an error is")
+    parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="show errors in full")
     parser.set_defaults(run=run)
 
 
@@ -41,6 +39,8 @@ def describe(path: str | None) -> dict[str, Any]:
     Raises:
         CheckpointError, LoraError, ImageError: it is missing, damaged, or none of these.
     """
+    from fewstep.image import EXTENSIONS
+
     suffix = Path(path).suffix.lower() if path is not None else ""
     if path is not None and suffix in EXTENSIONS:
         return _picture(Path(path))
@@ -90,7 +90,7 @@ def _model(path: str | None) -> dict[str, Any]:
 
     model = load_model(path, device="cpu", dtype="bfloat16")
     parts = {"unet": [model.unet], "vae": [model.vae], "text": list(model.text.encoders)}
-    counts = {name: sum(p.numel() for module in modules for p in module.parameters()) for name, modules in parts.items()}
+    counts = {name: sum(p.numel() for part in found for p in part.parameters()) for name, found in parts.items()}
     return {
         "kind": "model",
         "path": str(model.path),

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # whatever it is, a person reads one line, and the traceback on request
+    except Exception as error:  # noqa: BLE001 - whatever it is, a person reads one line, and the traceback on request
         if verbose:
             traceback.print_exc()
         hint = "" if verbose else " Run again with -v to see where."

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fewstep.errors import OutputError
-from fewstep.image import format_of
 
 
 def numbered(path: Path, count: int) -> list[Path]:
@@ -48,6 +47,8 @@ def default_name(prompt: str, seed: int) -> Path:
 
 def check_outputs(paths: Sequence[Path], inputs: Iterable[object]) -> None:
     """Raises OutputError unless all these picture files can be written and none of them is an input."""
+    from fewstep.image import format_of
+
     sources = [Path(source) for source in inputs if isinstance(source, (str, os.PathLike))]
     for path in paths:
         format_of(path)

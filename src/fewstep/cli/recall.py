@@ -55,7 +55,7 @@ def merged(recalled: Recalled, explicit: Mapping[str, Any]) -> dict[str, Any]:
     fields = {**recalled.fields, **explicit}
     for name, key in (("image", "Init image hash"), ("mask", "Mask hash")):
         if key in recalled.settings and fields.get(name) is None:
-            raise RequestError(f"'{recalled.path}' was made with --{name}, which it does not carry. Give --{name} again.")
+            raise RequestError(f"'{recalled.path}' was made with --{name}, which is not in it. Give --{name} again.")
     strength = recalled.settings.get("Denoising strength")
     if fields.get("image") is not None and "strength" not in explicit and strength is not None:
         fields["strength"] = _number("Denoising strength", strength)
@@ -96,17 +96,17 @@ def recalled_dtype(recalled: Recalled, device: str) -> str | None:
 
 def differences(recalled: Recalled, plan: Plan, facts: Mapping[str, str]) -> list[str]:
     """Sentences on what is not as it was when the picture was made."""
-    now = {"Init image hash": plan.image_hash, "Mask hash": plan.mask_hash, **facts}
+    now = {**plan.hashes, **facts}
     labels = {
         "Model hash": "model",
-        "Lora hashes": "LoRAs",
+        "Lora hashes": "set of LoRAs",
         "Init image hash": "start picture",
         "Mask hash": "mask",
         "Device": "device",
         "Precision": "number format",
     }
     return [
-        f"The {label} is not the one '{recalled.path}' was made with (then {recalled.settings[key]}, now {now[key]})."
+        f"'{recalled.path}' had another {label} (then {recalled.settings[key]}, now {now.get(key) or 'none'})."
         for key, label in labels.items()
         if recalled.ours and key in recalled.settings and now.get(key) != recalled.settings[key]
     ]

@@ -56,8 +56,7 @@ def finish(run: Run, path: str | Path) -> Result:
     error = _read_back_error(run, read(run, kept))
     if not error <= TOLERANCE:
         raise QualityError(
-            f"'{kept}' read back answers differently (relative error {error:.2g}). Report this; the weights are kept "
-            f"there."
+            f"'{kept}' read back answers differently (relative error {error:.2g}). The weights are kept; report this."
         )
     result = _judged(run, path, kept, error)
     shutil.rmtree(path, ignore_errors=True)

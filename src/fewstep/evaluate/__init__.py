@@ -1,1 +1,1 @@
-"""Measures of a few-step model that need no download: recognition, backgrounds, set distances, distances to the teacher."""
+"""Measures of a few-step model that need no download: recognition, backgrounds, distances to sets and teacher."""

@@ -85,7 +85,9 @@ def held_out_background_cases(labels: Labels, count: int) -> tuple[Case, ...]:
     cases: list[Case] = []
     for index, (concept, background, lap) in enumerate(_cycle(_shuffled(labels.held_out_backgrounds), count)):
         styles = [s for s in labels.styles if (concept, s) not in unseen]
-        cases.append(_case(labels, index, concept, styles[(index + lap) % len(styles)], background, "held-out background"))
+        cases.append(
+            _case(labels, index, concept, styles[(index + lap) % len(styles)], background, "held-out background")
+        )
     return tuple(cases)
 
 
@@ -105,12 +107,21 @@ def read_cases(path: Path, labels: Labels, *, count: int | None = None) -> tuple
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"The prompts file '{path}' cannot be read ({error}); give a text file with one prompt a line.") from None
+        raise RequestError(
+            f"The prompts file '{path}' cannot be read ({error}); give a text file with one prompt a line."
+        ) from None
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")][:count]
     if not prompts:
         raise RequestError(f"The prompts file '{path}' has no prompt; write one a line.")
     styles = {s: s for s in labels.styles}
     return tuple(
-        Case(text, seed, concept_in(text, labels), next((s for s in styles if s in text.lower().split()), None), None, "prompts")
+        Case(
+            text,
+            seed,
+            concept_in(text, labels),
+            next((s for s in styles if s in text.lower().split()), None),
+            None,
+            "prompts",
+        )
         for seed, text in enumerate(prompts)
     )

@@ -68,7 +68,9 @@ def precision_recall(real_ND: ArrayLike, fake_MD: ArrayLike, *, neighbours: int 
     """
     real, fake = np.asarray(real_ND, dtype=np.float64), np.asarray(fake_MD, dtype=np.float64)
     if min(len(real), len(fake)) <= neighbours:
-        raise RequestError(f"k = {neighbours} neighbours need more than {neighbours} pictures; found {len(real)} and {len(fake)}.")
+        raise RequestError(
+            f"k = {neighbours} neighbours need more than {neighbours} pictures; found {len(real)} and {len(fake)}."
+        )
 
     def covered(inner: Float64, outer: Float64) -> float:
         radius_M = radii(outer, neighbours)

@@ -32,12 +32,14 @@ def moments(features_ND: ArrayLike) -> Moments:
     """
     x_ND = np.asarray(features_ND, dtype=np.float64)
     if x_ND.ndim != 2 or len(x_ND) < 2:
-        raise RequestError(f"A covariance needs at least 2 feature vectors as an (N, D) array; found shape {x_ND.shape}.")
+        raise RequestError(
+            f"A covariance needs at least 2 feature vectors as an (N, D) array; found shape {x_ND.shape}."
+        )
     return Moments(x_ND.mean(0), np.atleast_2d(np.cov(x_ND, rowvar=False)), len(x_ND))
 
 
 def root(matrix_DD: Float64) -> Float64:
-    """The square root of a symmetric positive semi-definite matrix, by its eigenvalues (tiny negative ones count as 0)."""
+    """The square root of a symmetric positive semi-definite matrix, by its eigenvalues (negative ones count as 0)."""
     values_D, vectors_DD = np.linalg.eigh(matrix_DD)
     return (vectors_DD * np.sqrt(values_D.clip(0))) @ vectors_DD.T
 
@@ -50,7 +52,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     a covariance has no full rank. With few pictures the estimate is too large: compare only at equal N.
     """
     if a.mean_D.shape != b.mean_D.shape:
-        raise RequestError(f"The two sets have {a.mean_D.size} and {b.mean_D.size} features; read both with one network.")
+        raise RequestError(
+            f"The two sets have {a.mean_D.size} and {b.mean_D.size} features; read both with one network."
+        )
     half_DD = root(a.covariance_DD)
     middle_DD = half_DD @ b.covariance_DD @ half_DD
     cross = np.sqrt(np.linalg.eigvalsh((middle_DD + middle_DD.T) / 2).clip(0)).sum()
@@ -67,7 +71,9 @@ def kernel_distance(a_ND: ArrayLike, b_MD: ArrayLike, *, degree: int = 3) -> flo
     a, b = np.asarray(a_ND, dtype=np.float64), np.asarray(b_MD, dtype=np.float64)
     n, m, d = len(a), len(b), a.shape[-1]
     if min(n, m) < 2 or d != b.shape[-1]:
-        raise RequestError(f"A kernel distance needs two sets of at least 2 vectors of one size; found {a.shape}, {b.shape}.")
+        raise RequestError(
+            f"A kernel distance needs two sets of at least 2 vectors of one size; found {a.shape}, {b.shape}."
+        )
 
     def kernel(x: Float64, y: Float64) -> Float64:
         return (x @ y.T / d + 1) ** degree

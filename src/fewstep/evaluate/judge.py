@@ -61,7 +61,8 @@ class Labels:
             phrases=tuple(value["phrases"]),
             styles=tuple(value["styles"]),
             backgrounds={
-                name: Background(b["phrase"], tuple(b["rgb"]) if b["rgb"] else None) for name, b in value["backgrounds"].items()
+                name: Background(b["phrase"], tuple(b["rgb"]) if b["rgb"] else None)
+                for name, b in value["backgrounds"].items()
             },
             held_out_styles=tuple((a, b) for a, b in value["held_out_styles"]),
             held_out_backgrounds=tuple((a, b) for a, b in value["held_out_backgrounds"]),
@@ -106,7 +107,9 @@ class Network(nn.Module):
     `norm` is the normalisation used in training; at rest it is folded into the convolutions and is nothing.
     """
 
-    def __init__(self, shape: Shape, *, concepts: int, styles: int, norm: Callable[[int], nn.Module] = nn.Identity) -> None:
+    def __init__(
+        self, shape: Shape, *, concepts: int, styles: int, norm: Callable[[int], nn.Module] = nn.Identity
+    ) -> None:
         """Build with random weights."""
         super().__init__()
         layers: list[nn.Module] = []
@@ -156,7 +159,9 @@ class Judge:
             self.labels = Labels.from_json(description["labels"])
             self.shape = Shape(**{**description["shape"], "widths": tuple(description["shape"]["widths"])})
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"'{self.folder / LABELS}' does not describe a judge ({error}); train it again.") from None
+            raise CheckpointError(
+                f"'{self.folder / LABELS}' does not describe a judge ({error}); train it again."
+            ) from None
         self.ceilings: dict[str, Any] = description.get("ceilings", {})
         self.network = self._read_network().to(device)
 
@@ -167,7 +172,9 @@ class Judge:
         try:
             network.load_state_dict(weights)
         except RuntimeError as error:
-            raise CheckpointError(f"'{path}' does not fit its labels ({str(error).splitlines()[0]}); train it again.") from None
+            raise CheckpointError(
+                f"'{path}' does not fit its labels ({str(error).splitlines()[0]}); train it again."
+            ) from None
         return network.eval().requires_grad_(False)
 
     @torch.inference_mode()

@@ -40,7 +40,9 @@ def wilson(hits: int, count: int, *, z: float = 1.959963984540054) -> tuple[floa
     share, squared = hits / count, z * z
     middle = (share + squared / (2 * count)) / (1 + squared / count)
     half = z / (1 + squared / count) * math.sqrt(share * (1 - share) / count + squared / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return min(share, max(0.0, middle - half)), max(
+        share, min(1.0, middle + half)
+    )  # rounding must not shut the share out
 
 
 def top(logits_NC: NDArray[np.floating], wanted_N: NDArray[np.integer], *, k: int = 1) -> Rate:

@@ -104,7 +104,10 @@ def against_teacher(seen: Seen, teacher: Seen) -> dict[str, Any]:
 def memorised(pictures_NHWC: Pictures, training_KHWC: Pictures) -> dict[str, Any]:
     """Median and 5th percentile of the RMS (0 to 255, at 32 px) to the nearest training picture."""
     distance = nearest_rms(pictures_NHWC, training_KHWC)
-    return {"nearest_median": round(float(np.median(distance)), 2), "nearest_p5": round(float(np.percentile(distance, 5)), 2)}
+    return {
+        "nearest_median": round(float(np.median(distance)), 2),
+        "nearest_p5": round(float(np.percentile(distance, 5)), 2),
+    }
 
 
 def score(

@@ -119,7 +119,9 @@ class Easel:
 def _solve(model: Model, cell: Cell, denoiser: EagerDenoiser, seeds: Sequence[int], side: int) -> Tensor:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     sampler = sampler_named(cell.sampler)
-    table = timesteps(cell.table or sampler.table, cell.steps, count=model.schedule.count, origin_steps=cell.origin_steps)
+    table = timesteps(
+        cell.table or sampler.table, cell.steps, count=model.schedule.count, origin_steps=cell.origin_steps
+    )
 
     def noise(_step: int = 0) -> Tensor:
         return torch.stack([torch.randn((4, side, side), generator=g) for g in generators]).to(model.device)
@@ -150,7 +152,7 @@ def own_cell(name: str, steps: int, sampling: Sampling, *, lora: bool = False) -
 
 def teacher_cell(guidance: float, *, steps: int = 50) -> Cell:
     """What a student is measured against: the guided teacher by DPM++ 2M in many steps."""
-    return Cell("teacher, many steps", "dpmpp_2m", steps, guidance)
+    return Cell("teacher DPM++ 2M guided", "dpmpp_2m", steps, guidance)
 
 
 def equal_cells(

@@ -1,0 +1,64 @@
+"""Put the trained model into the package: fp16, the diffusers layout, the LCM-LoRA and its papers beside it.
+
+    python -m pictogram.ship              # -> src/fewstep/assets/pictogram
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import tomllib
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from fewstep.checkpoints.load import assets_path, load_model
+from fewstep.checkpoints.save import save_model
+from fewstep.errors import FewstepError
+from fewstep.export.onnx import export_graphs
+from pictogram.fetch import BUILD
+
+LIMIT_MB = 30
+#: How the teacher itself likes to be sampled; the LoRA brings its own settings.
+TEACHER = dict(sampler="dpmpp_2m", table="trailing", steps=20, guidance=3.0)
+
+
+def sha256(path: Path) -> str:
+    """The file's digest."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def provenance(folder: Path) -> str:
+    """recipe.toml: versions, the data's and the weights' digests, and the distillation's own recipe."""
+    lines = ["# How these weights were made; every step is a target of the project's Makefile (make pictogram).", "[versions]"]
+    lines += [f'{name} = "{version(name)}"' for name in ("torch", "diffusers", "transformers", "numpy", "pillow", "resvg-py")]
+    lines += ["", "[digests]", f'cutouts = "{sha256(BUILD / "cutouts.npz")}"']
+    weights = sorted(folder.rglob("*.safetensors"))
+    lines += [f'"{path.relative_to(folder)}" = "{sha256(path)}"' for path in weights]
+    stages = json.loads((BUILD / "stages.json").read_text()) if (BUILD / "stages.json").exists() else []
+    for stage in stages:
+        lines += ["", "[[stage]]", *(f"{key} = {json.dumps(value)}" for key, value in stage.items())]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the folder and check its size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, default=assets_path())
+    args = parser.parse_args()
+    model = load_model(BUILD / "model")
+    save_model(replace(model, sampling=replace(model.sampling, **TEACHER)), args.output, dtype="fp16")
+    shutil.copy(BUILD / "lcm-lora.safetensors", args.output / "lcm-lora.safetensors")
+    if (BUILD / "evaluation.json").exists():
+        shutil.copy(BUILD / "evaluation.json", args.output / "evaluation.json")
+    export_graphs(args.output)
+    (args.output / "recipe.toml").write_text(provenance(args.output))
+    tomllib.loads((args.output / "recipe.toml").read_text())
+    total_mb = sum(f.stat().st_size for f in args.output.rglob("*") if f.is_file()) / 1e6
+    print(f"{args.output}: {total_mb:.1f} MB")
+    if total_mb > LIMIT_MB:
+        raise FewstepError(f"The embedded model has {total_mb:.1f} MB, but the package promises {LIMIT_MB} MB at most.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The UNet as ONNX Runtime runs it, as a Denoiser: numpy in, numpy out, torch is never imported.
+
+Shapes: B items (pictures), each with its own timestep, prompt and guidance; C, H, W latent channels, height, width;
+L text positions, K all blocks' keys and values of the text side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fewstep.sampling.guidance import guide
+from fewstep.sampling.schedule import to_z0
+
+if TYPE_CHECKING:
+    from fewstep.backends.onnx_model import OnnxModel
+    from fewstep.backends.onnx_text import OnnxText
+
+
+class OnnxDenoiser:
+    """(z_BCHW, timestep_B) -> z0_BCHW float32, with text and guidance inside; the twin of `EagerDenoiser`.
+
+    Guidance s gives uncond + s (cond - uncond) from one batch: B items with their prompts, then those of the items
+    whose guidance is not exactly 1 with their negative prompts.
+    """
+
+    def __init__(
+        self,
+        model: OnnxModel,
+        text: OnnxText,
+        negative: OnnxText | None = None,
+        guidance: float | Sequence[float] = 1.0,
+    ) -> None:
+        """Text and negative: one row for all items, or one for each; guidance: one number, or one for each item.
+
+        negative None stands for the empty prompt. The text's keys and values are computed here, once for all steps.
+        """
+        self.model = model
+        self.guidance = (float(guidance),) if isinstance(guidance, (int, float)) else tuple(map(float, guidance))
+        if negative is None and any(value != 1 for value in self.guidance):
+            negative = model.text.encode_negative([""])
+        self.text_kv_BLK = model.text_kv(text)
+        self.negative_kv_BLK = None if negative is None else model.text_kv(negative)
+
+    def __call__(self, z_BCHW: Any, timestep_B: Any) -> np.ndarray:
+        """The clean latents predicted for z_BCHW, each item at its own timestep; one timestep serves all."""
+        z_BCHW = np.asarray(z_BCHW, np.float32)
+        timestep_B = np.broadcast_to(np.asarray(timestep_B).reshape(-1), (len(z_BCHW),))
+        return to_z0(self.model.schedule, z_BCHW, self._output(z_BCHW, timestep_B), timestep_B)
+
+    def _output(self, z_BCHW: np.ndarray, timestep_B: np.ndarray) -> np.ndarray:
+        count = len(z_BCHW)
+        guidance = self.guidance * count if len(self.guidance) == 1 else self.guidance
+        if len(guidance) != count:
+            raise ValueError(f"{len(guidance)} guidances for {count} items")
+        text = _rows(self.text_kv_BLK, count)
+        guided = [item for item, value in enumerate(guidance) if value != 1]
+        if not guided or self.negative_kv_BLK is None:
+            return self.model.unet(z_BCHW, timestep_B, text)
+        both = self.model.unet(
+            np.concatenate([z_BCHW, z_BCHW[guided]]),
+            np.concatenate([timestep_B, timestep_B[guided]]),
+            np.concatenate([text, _rows(self.negative_kv_BLK, count)[guided]]),
+        )
+        out_BCHW = both[:count].copy()
+        out_BCHW[guided] = guide(both[guided], both[count:], [guidance[item] for item in guided])
+        return out_BCHW
+
+
+def _rows(x_BLK: np.ndarray, count: int) -> np.ndarray:
+    """As it is, or one row for all items."""
+    if len(x_BLK) == count:
+        return x_BLK
+    if len(x_BLK) != 1:
+        raise ValueError(f"{len(x_BLK)} prompts for {count} items")
+    return np.repeat(x_BLK, count, axis=0)

@@ -1,0 +1,49 @@
+"""CLIP's text encoder (transformers' `CLIPTextModel`) as an ONNX graph.
+
+Radford et al. 2021, section 2.4. Shapes: B prompts, L tokens, D features.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+from onnx import TensorProto
+
+from fewstep.errors import CheckpointError
+from fewstep.export.graph import Graph, Shapes
+
+TABLE = "embeddings.token_embedding.weight"
+
+
+def text_graph(config: Mapping[str, Any], shapes: Shapes) -> onnx.ModelProto:
+    """(ids_BL) -> text_1_BLD, text_2_BLD, ...: what clip_skip 1, 2, ... takes, each through the final layer norm.
+
+    Raises CheckpointError for an activation that CLIP does not have.
+    """
+    if config["hidden_act"] not in ("quick_gelu", "gelu"):
+        raise CheckpointError(f"The text encoder has the activation {config['hidden_act']!r}; CLIP has quick_gelu or gelu.")
+    graph = Graph("text encoder", shapes)
+    root = next((name.removesuffix(TABLE) for name in shapes if name.endswith(TABLE)), "")
+    rows = graph.add("Gather", graph.weight(root + TABLE), "ids_BL")
+    x = graph.add("Add", rows, graph.weight(f"{root}embeddings.position_embedding.weight"))
+    states = []
+    for layer in range(config["num_hidden_layers"]):
+        x = _layer(graph, x, f"{root}encoder.layers.{layer}", config)
+        states.append(x)
+    eps, width = config["layer_norm_eps"], config["hidden_size"]
+    last = [graph.layer_norm(x, f"{root}final_layer_norm", eps=eps) for x in reversed(states)]
+    length = config["max_position_embeddings"]
+    outputs = {f"text_{skip}_BLD": (x, ["B", length, width]) for skip, x in enumerate(last, 1)}
+    return graph.finish({"ids_BL": (TensorProto.INT64, ["B", length])}, outputs)
+
+
+def _layer(graph: Graph, x: str, name: str, config: Mapping[str, Any]) -> str:
+    """Attention to what came before, then a feed-forward, each on a normalised input and added."""
+    eps = config["layer_norm_eps"]
+    normal = graph.layer_norm(x, f"{name}.layer_norm1", eps=eps)
+    q, k, v = (graph.linear(normal, f"{name}.self_attn.{part}_proj") for part in "qkv")
+    out = graph.attention(q, k, v, heads=config["num_attention_heads"], causal=True)
+    x = graph.add("Add", x, graph.linear(out, f"{name}.self_attn.out_proj"))
+    hidden = graph.linear(graph.layer_norm(x, f"{name}.layer_norm2", eps=eps), f"{name}.mlp.fc1")
+    hidden = graph.silu(hidden, alpha=1.702) if config["hidden_act"] == "quick_gelu" else graph.gelu(hidden)
+    return graph.add("Add", x, graph.linear(hidden, f"{name}.mlp.fc2"))
