@@ -1,6 +1,6 @@
 """Encode composed scenes with the finished teacher's own encoders into the cache that distillation reads.
 
-    python -m pictogram.encode            # -> build/pictogram/cache
+python -m pictogram.encode            # -> build/pictogram/cache
 """
 
 import argparse
@@ -33,7 +33,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=30)
     args = parser.parse_args()
     shards = write_cache(
-        BUILD / "cache", load_model(BUILD / "model"), samples(args.scenes, seed=args.seed), shard_size=SHARD, batch=64, moments=False
+        BUILD / "cache",
+        load_model(BUILD / "model"),
+        samples(args.scenes, seed=args.seed),
+        shard_size=SHARD,
+        batch=64,
+        moments=False,
     )
     for _ in track(shards, "encoding scenes", total=args.scenes // SHARD):
         pass

@@ -84,7 +84,11 @@ def cutouts(cache: Path) -> dict[str, np.ndarray]:
             if style == "3d":
                 files = [folders["3d"] / "assets" / f"{codes[slug]}{tail}.webp" for tail in ("", "-fe0f")]
                 found = next((f for f in files if f.exists()), None)
-                image = Image.open(found).convert("RGBA").resize((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS) if found else None
+                image = (
+                    Image.open(found).convert("RGBA").resize((SIZE_PX, SIZE_PX), Image.Resampling.LANCZOS)
+                    if found
+                    else None
+                )
             else:
                 icons, side = sets[style]
                 name = FXEMOJI_ALIASES.get(slug, slug.replace("-", "")) if style == "simple" else slug

@@ -9,9 +9,8 @@ import argparse
 import shutil
 
 import torch
-from diffusers import UNet2DConditionModel
-from transformers import CLIPTextModel
 
+from pictogram import loop
 from pictogram.concepts import EXTRA_STYLE
 from pictogram.fetch import BUILD
 from pictogram.scenes import trained
@@ -27,16 +26,16 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=loop.best_device())
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    teacher = Teacher()
-    teacher.text = CLIPTextModel.from_pretrained(MODEL / "text_encoder").train()
-    teacher.unet = UNet2DConditionModel.from_pretrained(MODEL / "unet").to(memory_format=torch.channels_last).train()
-    z0, ids = cached_latents("style-scenes", args.scenes, trained((EXTRA_STYLE,), words="everyday"), seed=args.seed + 20)
+    z0, ids = cached_latents(
+        "style-scenes", args.scenes, trained((EXTRA_STYLE,), words="everyday"), seed=args.seed + 20
+    )
     folder = BUILD / "style-model"
     for part in ("vae", "tokenizer"):
         shutil.copytree(MODEL / part, folder / part, dirs_exist_ok=True)
-    ema = train(teacher, z0, ids, args, name="style", folder=folder)
+    ema = train(Teacher(MODEL), z0, ids, args, name="style", folder=folder)
     save(ema, folder)
 
 

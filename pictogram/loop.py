@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -13,6 +14,16 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 CHECKPOINT_SECONDS = 240
+
+
+def best_device() -> str:
+    """A GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def bf16_on_gpu(device: torch.device) -> torch.autocast:
+    """bfloat16 autocast on a GPU; on a CPU it does not pay at these sizes (docs/log.md)."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def cosine(step: int, steps: int, *, warm_up: int) -> float:
@@ -38,6 +49,7 @@ def run(
     folder: Path,
     seed: int = 0,
     at_checkpoint: Callable[[int], None] | None = None,
+    notes: dict[str, Any] | None = None,
 ) -> None:
     """Call `step(i, generator)` for i < steps, saving `state` (things with state_dict) now and then.
 
@@ -47,7 +59,7 @@ def run(
     checkpoint = folder / f"{name}.checkpoint.pt"
     start = 0
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+        saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
         start = saved["step"]
         for key, thing in state.items():
             thing.load_state_dict(saved[key])
@@ -57,7 +69,13 @@ def run(
         if at_checkpoint is not None:
             at_checkpoint(done)
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task(name, total=steps, completed=start, loss="")
         saved_at, losses = time.monotonic(), []
@@ -70,3 +88,12 @@ def run(
                 save(i + 1)
                 saved_at = time.monotonic()
     save(steps)
+    if steps > start:
+        record_stage(folder, {"stage": name, "from_step": start, "to_step": steps, "seed": seed, **(notes or {})})
+
+
+def record_stage(folder: Path, stage: dict[str, Any]) -> None:
+    """Add a line to the folder's stages.json: what was trained, in which order; it goes into the model's papers."""
+    path = folder / "stages.json"
+    stages = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps([*stages, stage], indent=1) + "\n")

@@ -54,49 +54,53 @@ def gradient(*stops: tuple[int, int, int]) -> Image.Image:
     return Image.fromarray(np.broadcast_to(palette(*stops), (SIZE_PX, SIZE_PX, 3)).astype(np.uint8))
 
 
+#: place -> sky, ground; the three without ground are painted by hand below.
+SKIES = {
+    "meadow": (((120, 190, 245), (205, 235, 255)), (110, 185, 80)),
+    "beach": (((110, 190, 245), (200, 235, 255)), (240, 215, 150)),
+    "snow": (((170, 200, 230), (220, 232, 245)), (246, 250, 255)),
+    "desert": (((250, 215, 150), (255, 238, 195)), (222, 170, 95)),
+    "table": (((238, 228, 212), (238, 228, 212)), (160, 108, 62)),
+    "sunset": (((90, 60, 130), (235, 110, 90), (255, 200, 110)), (95, 55, 95)),
+    "night": (((12, 14, 48), (34, 36, 92), (60, 60, 120)), None),
+    "sea": (((90, 200, 235), (30, 120, 200), (12, 60, 130)), None),
+}
+
+
 def paint_place(place: str, rng: np.random.Generator) -> Image.Image:
-    """A painted place, SIZE_PX square."""
+    """A painted place, SIZE_PX square: sky, what stands behind the horizon, ground, what lies on it."""
     n = SIZE_PX
     horizon = int(n * rng.uniform(0.58, 0.66))
-    if place == "night":
-        image = gradient((12, 14, 48), (34, 36, 92), (60, 60, 120))
-        draw = ImageDraw.Draw(image)
-        for x, y in rng.uniform(0, n, (14, 2)):
-            draw.ellipse((x - 1, y - 1, x + 1, y + 1), fill=(240, 240, 210))
-        return image
-    if place == "sunset":
-        image = gradient((90, 60, 130), (235, 110, 90), (255, 200, 110))
-        draw = ImageDraw.Draw(image)
-        draw.ellipse((n * 0.3, horizon - n * 0.25, n * 0.7, horizon + n * 0.15), fill=(255, 225, 130))
-        draw.rectangle((0, horizon, n, n), fill=(95, 55, 95))
-        return image
-    if place == "sea":
-        image = gradient((90, 200, 235), (30, 120, 200), (12, 60, 130))
-        draw = ImageDraw.Draw(image)
-        for x, y, r in rng.uniform((0, 0, 2), (n, n, 5), (9, 3)):
-            draw.ellipse((x - r, y - r, x + r, y + r), outline=(200, 235, 250))
-        return image
-    sky, ground = {
-        "meadow": (((120, 190, 245), (205, 235, 255)), (110, 185, 80)),
-        "beach": (((110, 190, 245), (200, 235, 255)), (240, 215, 150)),
-        "snow": (((170, 200, 230), (220, 232, 245)), (246, 250, 255)),
-        "desert": (((250, 215, 150), (255, 238, 195)), (222, 170, 95)),
-        "table": (((238, 228, 212), (238, 228, 212)), (160, 108, 62)),
-    }[place]
+    sky, ground = SKIES[place]
     image = gradient(*sky)
     draw = ImageDraw.Draw(image)
-    if place == "desert":
+    if place == "sunset":
+        draw.ellipse((n * 0.3, horizon - n * 0.25, n * 0.7, horizon + n * 0.15), fill=(255, 225, 130))
+    elif place == "desert":
         draw.ellipse((-n * 0.4, horizon - n * 0.12, n * 0.8, n * 1.4), fill=(205, 150, 80))
-    if place == "beach":
+    elif place == "beach":
         draw.rectangle((0, horizon - n // 7, n, horizon), fill=(50, 150, 215))
-    draw.rectangle((0, horizon, n, n), fill=ground)
-    if place == "table":
-        for y in range(horizon + n // 9, n, n // 9):
-            draw.line((0, y, n, y), fill=(132, 86, 46), width=2)
-    if place == "snow":
+    if ground is not None:
+        draw.rectangle((0, horizon, n, n), fill=ground)
+    paint_details(draw, place, horizon, rng)
+    return image
+
+
+def paint_details(draw: ImageDraw.ImageDraw, place: str, horizon: int, rng: np.random.Generator) -> None:
+    """Stars, flakes, bubbles, planks."""
+    n = SIZE_PX
+    if place == "night":
+        for x, y in rng.uniform(0, n, (14, 2)):
+            draw.ellipse((x - 1, y - 1, x + 1, y + 1), fill=(240, 240, 210))
+    elif place == "snow":
         for x, y in rng.uniform(0, n, (26, 2)):
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=(255, 255, 255))
-    return image
+    elif place == "sea":
+        for x, y, r in rng.uniform((0, 0, 2), (n, n, 5), (9, 3)):
+            draw.ellipse((x - r, y - r, x + r, y + r), outline=(200, 235, 250))
+    elif place == "table":
+        for y in range(horizon + n // 9, n, n // 9):
+            draw.line((0, y, n, y), fill=(132, 86, 46), width=2)
 
 
 def paint_background(name: str, rng: np.random.Generator) -> Image.Image:
@@ -143,7 +147,7 @@ def plural(name: str) -> str | None:
 
 def article(name: str) -> str:
     """The name with its article, where it takes one."""
-    if name.endswith("s") and name not in ("bus", "octopus", "cactus") or name in ("fries", "french fries"):
+    if name.endswith("s") and name not in ("bus", "octopus", "cactus"):
         return name
     return f"{'an' if name[0] in 'aeiou' and not name.startswith('uni') else 'a'} {name}"
 
@@ -190,9 +194,7 @@ def single(cutouts: Cutouts, slug: str, style: str, background: str, rng: np.ran
     return image
 
 
-def compose(
-    cutouts: Cutouts, rng: np.random.Generator, pairs: list[tuple[str, str]], *, extras: float = 0.2
-) -> Scene:
+def compose(cutouts: Cutouts, rng: np.random.Generator, pairs: list[tuple[str, str]], *, extras: float = 0.2) -> Scene:
     """One scene drawn from `pairs`; the share `extras` is, about evenly, counted, two things, or recoloured."""
     slug, style = pairs[rng.integers(len(pairs))]
     name, background = pick_name(slug, rng), draw_background(slug, rng)

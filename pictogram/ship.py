@@ -1,6 +1,6 @@
 """Put the trained model into the package: fp16, the diffusers layout, the LCM-LoRA and its papers beside it.
 
-    python -m pictogram.ship              # -> src/fewstep/assets/pictogram
+python -m pictogram.ship              # -> src/fewstep/assets/pictogram
 """
 
 import argparse
@@ -30,8 +30,13 @@ def sha256(path: Path) -> str:
 
 def provenance(folder: Path) -> str:
     """recipe.toml: versions, the data's and the weights' digests, and the distillation's own recipe."""
-    lines = ["# How these weights were made; every step is a target of the project's Makefile (make pictogram).", "[versions]"]
-    lines += [f'{name} = "{version(name)}"' for name in ("torch", "diffusers", "transformers", "numpy", "pillow", "resvg-py")]
+    lines = [
+        "# How these weights were made; every step is a target of the project's Makefile (make pictogram).",
+        "[versions]",
+    ]
+    lines += [
+        f'{name} = "{version(name)}"' for name in ("torch", "diffusers", "transformers", "numpy", "pillow", "resvg-py")
+    ]
     lines += ["", "[digests]", f'cutouts = "{sha256(BUILD / "cutouts.npz")}"']
     weights = sorted(folder.rglob("*.safetensors"))
     lines += [f'"{path.relative_to(folder)}" = "{sha256(path)}"' for path in weights]

@@ -1,6 +1,6 @@
 """Train the tokenizer: CLIP-style byte-level BPE with 4,096 entries on captions and picture-set keywords.
 
-    python -m pictogram.tokenizer         # -> build/pictogram/model/tokenizer
+python -m pictogram.tokenizer         # -> build/pictogram/model/tokenizer
 """
 
 import json
@@ -29,7 +29,9 @@ def corpus() -> list[str]:
 def train(lines: list[str]) -> Tokenizer:
     """A byte-level BPE whose words end in `</w>`."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(PATTERN), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -1,6 +1,6 @@
 """Train the teacher: text encoder and UNet together, from scratch, v-prediction on SD's scaled-linear schedule.
 
-    python -m pictogram.train_teacher     # -> build/pictogram/model, a diffusers folder
+python -m pictogram.train_teacher     # -> build/pictogram/model, a diffusers folder
 """
 
 import argparse
@@ -16,7 +16,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from fewstep.sampling.schedule import Schedule, scaled_linear
+from fewstep.sampling.schedule import Schedule, add_noise, scaled_linear, target
 from pictogram import loop
 from pictogram.fetch import BUILD
 from pictogram.scenes import SIZE_PX, compose, load_cutouts, trained
@@ -56,10 +56,15 @@ TEXT = dict(
 class Teacher(nn.Module):
     """Text encoder and UNet under one roof, so that one optimiser and one average see both."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: Path | None = None) -> None:
+        """Random weights, or those of a diffusers folder."""
         super().__init__()
-        self.text = CLIPTextModel(CLIPTextConfig(**TEXT))
-        self.unet = UNet2DConditionModel(**UNET).to(memory_format=torch.channels_last)
+        if start is None:
+            self.text, self.unet = CLIPTextModel(CLIPTextConfig(**TEXT)), UNet2DConditionModel(**UNET)
+        else:
+            self.text = CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32)
+            self.unet = UNet2DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32)
+        self.train().to(memory_format=torch.channels_last)
 
     def forward(self, z_BCHW: Tensor, timestep_B: Tensor, ids_BL: Tensor) -> Tensor:
         """v for each item, (B, 4, h, w)."""
@@ -111,27 +116,31 @@ def v_loss(model: Teacher, z0: Tensor, ids: Tensor, generator: torch.Generator) 
 
     What a picture shows is settled at high noise, and a few-step student lives there: t = count * sqrt(u).
     """
-    t = (SCHEDULE.count * torch.rand(len(z0), generator=generator).sqrt()).long()
-    noise = torch.randn(z0.shape, generator=generator)
-    alpha, sigma = SCHEDULE.alpha_sigma(t, z0)
-    z = (alpha * z0 + sigma * noise).contiguous(memory_format=torch.channels_last)
-    return F.mse_loss(model(z, t, ids), alpha * noise - sigma * z0)
+    t = (SCHEDULE.count * torch.rand(len(z0), generator=generator).sqrt()).long().to(z0.device)
+    noise = torch.randn(z0.shape, generator=generator).to(z0.device)
+    z = add_noise(SCHEDULE, z0, noise, t).contiguous(memory_format=torch.channels_last)
+    with loop.bf16_on_gpu(z0.device):
+        v = model(z, t, ids)
+    return F.mse_loss(v.float(), target(SCHEDULE, z0, noise, t))
 
 
 def train(
     model: Teacher, z0: Tensor, ids: Tensor, options: argparse.Namespace, *, name: str, folder: Path = MODEL
 ) -> nn.Module:
-    """Train with AdamW, cosine and a running average; returns the average. Options: steps, until, batch, lr, seed."""
-    steps, batch, lr = options.steps, options.batch, options.lr
-    ema = copy.deepcopy(model)
-    empty = tokens([""])
+    """Train with AdamW, cosine and a running average; returns the average, on the CPU.
+
+    Options: steps, until, batch, lr, seed, device. Random numbers are drawn on the CPU, so they do not depend on it.
+    """
+    steps, batch, lr, device = options.steps, options.batch, options.lr, options.device
+    ema = copy.deepcopy(model.to(device))
+    z0, ids, empty = z0.to(device), ids.to(device), tokens([""]).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
 
     def step(i: int, generator: torch.Generator) -> float:
         for group in optimizer.param_groups:
             group["lr"] = lr * loop.cosine(i, steps, warm_up=200)
         which = torch.randint(len(z0), (batch,), generator=generator)
-        drop = torch.rand(batch, 1, generator=generator) < 0.1
+        drop = (torch.rand(batch, 1, generator=generator) < 0.1).to(device)
         loss = v_loss(model, z0[which], torch.where(drop, empty, ids[which]), generator)
         optimizer.zero_grad()
         loss.backward()
@@ -142,14 +151,24 @@ def train(
 
     state = {"model": model, "ema": ema, "optimizer": optimizer}
     until = steps if options.until is None else options.until
-    loop.run(name, step, state, steps=until, folder=BUILD, seed=options.seed, at_checkpoint=lambda _: save(ema, folder))
-    return ema
+    notes = {key: value for key, value in vars(options).items() if key not in ("seed", "device", "until", "start")}
+    loop.run(
+        name,
+        step,
+        state,
+        steps=until,
+        folder=BUILD,
+        seed=options.seed,
+        at_checkpoint=lambda _: save(ema, folder),
+        notes=notes,
+    )
+    return ema.to("cpu")
 
 
 def save(teacher: nn.Module, folder: Path) -> None:
     """Write unet, text encoder, schedule and index beside the autoencoder and the tokenizer."""
-    unet = copy.deepcopy(teacher.unet).to(memory_format=torch.contiguous_format)
-    unet.save_pretrained(folder / "unet")
+    teacher = copy.deepcopy(teacher).to("cpu", memory_format=torch.contiguous_format)
+    teacher.unet.save_pretrained(folder / "unet")
     teacher.text.save_pretrained(folder / "text_encoder")
     write_index(folder)
 
@@ -195,11 +214,13 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=24_000)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=loop.best_device())
+    parser.add_argument("--start", type=Path, default=None, help="a diffusers folder to go on from (default: nothing)")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     name, extras = ("scenes", 0.2) if args.words == "all" else ("scenes-everyday", 0.12)
     z0, ids = cached_latents(name, args.scenes, trained(words=args.words), seed=args.seed + 10, extras=extras)
-    ema = train(Teacher(), z0, ids, args, name="teacher")
+    ema = train(Teacher(args.start), z0, ids, args, name="teacher")
     save(ema, MODEL)
 
 

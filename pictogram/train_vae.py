@@ -1,6 +1,6 @@
 """Train the autoencoder: `AutoencoderKL`, factor 8, four channels, on crops of composed scenes.
 
-    python -m pictogram.train_vae         # -> build/pictogram/model/vae
+python -m pictogram.train_vae         # -> build/pictogram/model/vae
 """
 
 import argparse
@@ -52,7 +52,8 @@ def edges(x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def vae_loss(vae: AutoencoderKL, x_BCHW: torch.Tensor, *, colour: float, generator: torch.Generator) -> torch.Tensor:
     """L1 on pixels and edges, a little KL, and a colour anchor on the latents while training starts."""
     posterior = vae.encode(x_BCHW).latent_dist
-    z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(x_BCHW.device)
+    z = posterior.mean + posterior.std * noise
     y_BCHW = vae.decode(z).sample
     loss = (y_BCHW - x_BCHW).abs().mean() + 1e-5 * posterior.kl().mean() / z[0].numel()
     loss = loss + sum((a - b).abs().mean() for a, b in zip(edges(y_BCHW), edges(x_BCHW), strict=True))
@@ -77,10 +78,12 @@ def normalise(vae: AutoencoderKL, images: torch.Tensor) -> None:
 @torch.no_grad()
 def sheet(vae: AutoencoderKL, images: torch.Tensor, path: Path) -> float:
     """Pictures above their reconstructions; returns the PSNR in dB."""
-    x = images[:32].float() / 127.5 - 1
+    x = images[:32].to(vae.device).float() / 127.5 - 1
     y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
-    rows = torch.cat([torch.cat(list(half), -1) for pair in zip(x.split(8), y.split(8), strict=True) for half in pair], 1)
-    Image.fromarray(((rows + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(path)
+    rows = torch.cat(
+        [torch.cat(list(half), -1) for pair in zip(x.split(8), y.split(8), strict=True) for half in pair], 1
+    )
+    Image.fromarray(((rows + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()).save(path)
     return float(10 * torch.log10(4 / F.mse_loss(x, y)))
 
 
@@ -91,10 +94,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default=loop.best_device())
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     images, held = scenes_array(6000, seed=args.seed), scenes_array(64, seed=args.seed + 1)
-    vae = AutoencoderKL(**SHAPE).to(memory_format=torch.channels_last)
+    vae = AutoencoderKL(**SHAPE).to(args.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
 
     def step(i: int, generator: torch.Generator) -> float:
@@ -102,7 +106,7 @@ def main() -> None:
             group["lr"] = args.lr * loop.cosine(i, args.steps, warm_up=100)
         late = i > 0.9 * args.steps  # whole pictures at the end, a quarter as many
         x = crops(images, args.batch // 4 if late else args.batch, SIZE_PX if late else 64, generator)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(args.device, memory_format=torch.channels_last)
         loss = vae_loss(vae, x, colour=0.5 * max(0.0, 1 - i / (0.3 * args.steps)), generator=generator)
         optimizer.zero_grad()
         loss.backward()
@@ -113,7 +117,17 @@ def main() -> None:
     def report(done: int) -> None:
         print(f"step {done}: held-out PSNR {sheet(vae, held, BUILD / 'vae.png'):.2f} dB", flush=True)
 
-    loop.run("vae", step, {"vae": vae, "optimizer": optimizer}, steps=args.steps, folder=BUILD, seed=args.seed, at_checkpoint=report)
+    loop.run(
+        "vae",
+        step,
+        {"vae": vae, "optimizer": optimizer},
+        steps=args.steps,
+        folder=BUILD,
+        seed=args.seed,
+        at_checkpoint=report,
+        notes={"batch": args.batch, "lr": args.lr},
+    )
+    vae.to("cpu")
     normalise(vae, images)
     report(args.steps)
     vae.to(memory_format=torch.contiguous_format).save_pretrained(BUILD / "model" / "vae")

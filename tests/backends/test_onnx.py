@@ -136,7 +136,8 @@ def lora(weights, *, name="ink"):
     return SimpleNamespace(name=name, path=Path(f"{name}.safetensors"), layers=unet, text_layers=text, fingerprint=name)
 
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "conv1", "conv_shortcut", "time_emb_proj")
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj")
+TARGETS += ("conv1", "conv_shortcut", "time_emb_proj")
 
 
 def test_a_merged_lora_is_torchs_merge_and_can_be_taken_out(pair):

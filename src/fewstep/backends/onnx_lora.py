@@ -14,16 +14,27 @@ from fewstep.errors import LoraError, RequestError
 
 
 class LoraLayer(Protocol):
-    """Linear: down (rank, in), up (out, rank); convolution: (rank, in, h, w), (out, rank, 1, 1), perhaps a mid between."""
+    """Linear: down (rank, in), up (out, rank). Convolution: (rank, in, h, w), (out, rank, 1, 1), perhaps a mid."""
 
     @property
-    def down(self) -> Any: ...
+    def down(self) -> Any:
+        """What comes first."""
+        ...
+
     @property
-    def up(self) -> Any: ...
+    def up(self) -> Any:
+        """What comes last."""
+        ...
+
     @property
-    def mid(self) -> Any: ...
+    def mid(self) -> Any:
+        """What comes between: (rank, rank, h, w), or None."""
+        ...
+
     @property
-    def alpha(self) -> float: ...
+    def alpha(self) -> float:
+        """The strength, times the rank."""
+        ...
 
 
 Additions: TypeAlias = Mapping[str, Sequence[tuple[LoraLayer, float]]]

@@ -40,6 +40,7 @@ class OnnxModel:
     def __post_init__(self) -> None:
         self.sessions = Sessions(self.path)
         self.text = OnnxTextEncoder(self.path, self.sessions)
+        self._loras: tuple[tuple[Any, ...], ...] = ()
 
     @cached_property
     def content_hash(self) -> str:
@@ -56,13 +57,11 @@ class OnnxModel:
 
         Raises LoraError when one does not fit, RequestError for a weight that is not finite; nothing changes then.
         """
-        weights = {
-            f"{part}.{name.removeprefix('text_model.').removesuffix('.weight')}": shape
-            for part in ("unet", "text_encoder")
-            for name, shape in self.sessions.shapes(part).items()
-            if name.endswith(".weight")
-        }
-        self.sessions.set_additions(additions(loras, weights))
+        state = tuple((lora.fingerprint, *weights) for lora, *weights in loras)
+        if state == self._loras:
+            return
+        self.sessions.set_additions(additions(loras, self.sessions.modules()))
+        self._loras = state
 
     def text_kv(self, text: OnnxText) -> np.ndarray:
         """Every UNet block's keys and values of the text, (B, L, K)."""

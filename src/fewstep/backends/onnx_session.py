@@ -33,6 +33,22 @@ PART_OF = {
 }
 """Graph -> the part of the model folder whose weights it takes."""
 
+IDLE_OPTIMISERS = [
+    *("AttentionFusion", "BiasDropoutFusion", "BiasGeluFusion", "BiasSkipLayerNormFusion", "BiasSoftmaxFusion"),
+    *("CommonSubexpressionElimination", "ConstantSharing", "ConvActivationFusion", "ConvAddActivationFusion"),
+    *("DoubleQDQPairsRemover", "DynamicQuantizeMatMulFusion", "EmbedLayerNormFusion", "EnsureUniqueDQForNodeUnit"),
+    *("FastGeluFusion", "FreeDimensionOverrideTransformer", "GatherSliceToSplitFusion", "GatherToSliceFusion"),
+    *("GeluFusionL1", "GeluFusionL2", "GemmActivationFusion", "GroupQueryAttentionFusion"),
+    *("GroupQueryAttentionPreNormFusion", "LayerNormFusionL1", "LayerNormFusionL2", "Level2_RuleBasedTransformer"),
+    *("MatMulActivationFusion", "MatMulAddFusion", "MatMulIntegerToFloatFusion", "MatMulNBitsFusion"),
+    *("MatMulScaleFusion", "MatmulTransposeFusion", "NhwcTransformer", "QDQFinalCleanupTransformer"),
+    *("QDQPropagationTransformer", "QDQS8ToU8Transformer", "QDQSelectorActionTransformer", "QuickGeluFusion"),
+    *("ReshapeFusion", "SimplifiedLayerNormFusion", "SkipLayerNormFusion", "SliceConcatToSpaceToDepthFusion"),
+    *("TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider", "WeightBiasQuantization", "WhereDummyDq"),
+]
+"""ONNX Runtime's passes that search our graphs in vain, as they are written in fused operators; without them a UNet's
+session is made in half the time. What stays is chiefly the blocked layout of convolutions, 5 to 20 % of a step."""
+
 MOST_THREADS = 8
 """More threads than this lose more by waiting for one another than a small picture's layers can give them."""
 
@@ -53,6 +69,12 @@ class Sessions:
         graphs = [graph for graph, owner in PART_OF.items() if owner == part]
         return {name: shape for graph in graphs for name, shape in self.wanted[graph].items()}
 
+    def modules(self) -> dict[str, list[int]]:
+        """Every module that a LoRA may change ("unet.<module>", "text_encoder.<module>") and its weight's shape."""
+        parts = {part: self.shapes(part) for part in ("unet", "text_encoder")}
+        found = {module_of(part, name): shape for part, shapes in parts.items() for name, shape in shapes.items()}
+        return {module: shape for module, shape in found.items() if module}
+
     def start(self, *graphs: str) -> None:
         """Begin to make these sessions in the background, in this order."""
         for graph in graphs:
@@ -65,7 +87,13 @@ class Sessions:
         Raises CheckpointError when the graph or its weights cannot be read.
         """
         self.start(graph)
-        return self._made[graph].result().run(output, inputs)
+        made = self._made[graph]
+        try:
+            session = made.result()
+        except CheckpointError:
+            self._made.pop(graph, None)
+            raise
+        return session.run(output, inputs)
 
     def set_additions(self, additions: Additions) -> None:
         """Merge these LoRA layers ("unet.<module>", "text_encoder.<module>") instead of the former ones.
@@ -78,12 +106,11 @@ class Sessions:
         self._made = {graph: made for graph, made in self._made.items() if PART_OF[graph] not in parts}
 
     def _make(self, graph: str) -> Session:
-        part = PART_OF[graph]
+        part, additions = PART_OF[graph], self.additions
         weights = read_weights(self.folder / FILES[part], self.wanted[graph])
         for name in weights:
-            key = f"{part}.{name.removeprefix('text_model.').removesuffix('.weight')}"
-            if name.endswith(".weight") and key in self.additions:
-                weights[name] = merged(weights[name], self.additions[key])
+            if (module := module_of(part, name)) in additions:
+                weights[name] = merged(weights[name], additions[module])
         return Session(self.folder / "onnx" / f"{graph}.onnx", weights)
 
 
@@ -98,14 +125,28 @@ class Session:
         self._values = [ort.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
         options.add_external_initializers(list(weights), self._values)
         try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                str(graph), options, providers=["CPUExecutionProvider"], disabled_optimizers=IDLE_OPTIMISERS
+            )
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no common class
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"ONNX Runtime cannot load '{graph}' ({reason}). Export the model again.") from None
 
     def run(self, output: str, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """One output of the graph."""
-        return self._session.run([output], dict(inputs))[0]
+        found: Any = self._session.run([output], dict(inputs))[0]
+        return found
+
+
+def module_of(part: str, name: str) -> str:
+    """The module of a weight as LoRAs name it; "" for a bias.
+
+    >>> module_of("text_encoder", "text_model.encoder.layers.0.mlp.fc1.weight"), module_of("unet", "conv_in.bias")
+    ('text_encoder.encoder.layers.0.mlp.fc1', '')
+    """
+    if not name.endswith(".weight"):
+        return ""
+    return f"{part}.{name.removeprefix('text_model.').removesuffix('.weight')}"
 
 
 def thread_count() -> int:

@@ -1,8 +1,8 @@
 """A small writer of ONNX graphs whose weights stay outside: every initialiser is a name and a shape.
 
-The usual exporters trace a module into some 2,700 nodes, which ONNX Runtime needs most of a second to load. These graphs
-are written by hand from the model's configuration, partly in ONNX Runtime's own operators (domain `com.microsoft`), so
-that a UNet is about 1,000 nodes. A weight's name is its key in the checkpoint.
+The usual exporters trace a module into some 2,700 nodes, which ONNX Runtime needs most of a second to load. These
+graphs are written by hand from the model's configuration, partly in ONNX Runtime's own operators (domain
+`com.microsoft`), so that a UNet is about 1,000 nodes. A weight's name is its key in the checkpoint.
 
 Shapes: B batch, C channels, H and W height and width, L tokens, D features.
 """
@@ -148,15 +148,20 @@ class Graph:
             shift_BC11 = self.reshape(self.gemm(temb_BD, f"{name}.time_emb_proj"), 0, -1, 1, 1)
             hidden = self.add("Add", hidden, shift_BC11)
         hidden = self.conv(self.silu(self.group_norm(hidden, f"{name}.norm2", groups=groups, eps=eps)), f"{name}.conv2")
-        shortcut = self.conv(x_BCHW, f"{name}.conv_shortcut") if f"{name}.conv_shortcut.weight" in self.shapes else x_BCHW
+        shortcut = (
+            self.conv(x_BCHW, f"{name}.conv_shortcut") if f"{name}.conv_shortcut.weight" in self.shapes else x_BCHW
+        )
         return self.add("Add", hidden, shortcut)
 
     def resize(self, x_BCHW: str, *, size: str = "", scales: str = "") -> str:
         """Nearest neighbour, as torch has it."""
         how = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
-        return self.add("Resize", x_BCHW, "", *([scales] if scales else ["", size]), **how)
+        given = (scales,) if scales else ("", size)
+        return self.add("Resize", x_BCHW, "", *given, outputs=1, **how)
 
-    def finish(self, inputs: Mapping[str, tuple[int, Shape]], outputs: Mapping[str, tuple[str, Shape]]) -> onnx.ModelProto:
+    def finish(
+        self, inputs: Mapping[str, tuple[int, Shape]], outputs: Mapping[str, tuple[str, Shape]]
+    ) -> onnx.ModelProto:
         """The model; `inputs` maps names to (element type, shape), `outputs` maps names to (value, shape)."""
         for name, (value, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
@@ -164,7 +169,10 @@ class Graph:
             self.nodes,
             "fewstep",
             [helper.make_tensor_value_info(name, kind, list(shape)) for name, (kind, shape) in inputs.items()],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name, (_, shape) in outputs.items()],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+                for name, (_, shape) in outputs.items()
+            ],
             [*self.weights.values(), *self.constants.values()],
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]

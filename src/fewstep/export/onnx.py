@@ -2,21 +2,22 @@
 
     export_graphs(Path("pictogram"))     needs the `onnx` package (pip install "fewstep[export]"), not torch
 
-| file                | in                               | out                      | weights of   |
-|---------------------|----------------------------------|--------------------------|--------------|
-| text_encoder.onnx   | ids_BL int64                     | text_1_BLD, text_2_BLD.. | text_encoder |
-| text_kv.onnx        | text_BLD                         | text_kv_BLK              | unet         |
-| unet.onnx           | z_BCHW, timestep_B, text_kv_BLK  | output_BCHW              | unet         |
-| vae_decoder.onnx    | z_BCHW                           | image_BCHW in [-1, 1]    | vae          |
-| vae_encoder.onnx    | image_BCHW in [-1, 1]            | z_BCHW                   | vae          |
+| file              | in                              | out                     | weights of   |
+|-------------------|---------------------------------|-------------------------|--------------|
+| text_encoder.onnx | ids_BL int64                    | text_1_BLD, text_2_BLD  | text_encoder |
+| text_kv.onnx      | text_BLD                        | text_kv_BLK             | unet         |
+| unet.onnx         | z_BCHW, timestep_B, text_kv_BLK | output_BCHW             | unet         |
+| vae_decoder.onnx  | z_BCHW                          | image_BCHW in [-1, 1]   | vae          |
+| vae_encoder.onnx  | image_BCHW in [-1, 1]           | z_BCHW                  | vae          |
 
-`weights.json` says for each graph which weights it wants in which shapes. They are all the folder's own: the safetensors
-beside are the one set of weights, for torch and for ONNX Runtime.
+`weights.json` says for each graph which weights it wants in which shapes. They are all the folder's own: the
+safetensors beside are the one set of weights, for torch and for ONNX Runtime.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -36,7 +37,8 @@ def export_graphs(folder: Path) -> Path:
         CheckpointError: the folder is incomplete, or one of its networks is not of Stable Diffusion 1 or 2.
         OutputError: the files cannot be written.
     """
-    (unet, unet_shapes), (vae, vae_shapes), (text, text_shapes) = (_part(folder, p) for p in ("unet", "vae", "text_encoder"))
+    (unet, unet_shapes), (vae, vae_shapes) = _part(folder, "unet"), _part(folder, "vae")
+    text, text_shapes = _part(folder, "text_encoder")
     graphs = {
         "text_encoder": text_graph(text, text_shapes),
         "text_kv": text_kv_graph(unet, unet_shapes),
@@ -51,7 +53,7 @@ def export_graphs(folder: Path) -> Path:
     return _write(folder / "onnx", graphs, wanted)
 
 
-def _part(folder: Path, part: str) -> tuple[dict, dict[str, list[int]]]:
+def _part(folder: Path, part: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """(config, weight -> shape) of one network."""
     from safetensors import SafetensorError, safe_open
 
@@ -70,7 +72,9 @@ def _check_all_used(what: str, shapes: Shapes, graphs: Iterable[Mapping[str, lis
     used = {name for graph in graphs for name in graph}
     unused = sorted(name for name in set(shapes) - used if not name.endswith(_IGNORED))
     if unused:
-        raise CheckpointError(f"The {what} has {len(unused)} weights that its ONNX graph does not know, such as '{unused[0]}'.")
+        raise CheckpointError(
+            f"The {what} has {len(unused)} weights that its ONNX graph does not know, such as '{unused[0]}'."
+        )
 
 
 def _write(folder: Path, graphs: Mapping[str, onnx.ModelProto], wanted: Mapping[str, Mapping[str, list[int]]]) -> Path:

@@ -21,7 +21,8 @@ def text_graph(config: Mapping[str, Any], shapes: Shapes) -> onnx.ModelProto:
     Raises CheckpointError for an activation that CLIP does not have.
     """
     if config["hidden_act"] not in ("quick_gelu", "gelu"):
-        raise CheckpointError(f"The text encoder has the activation {config['hidden_act']!r}; CLIP has quick_gelu or gelu.")
+        found = config["hidden_act"]
+        raise CheckpointError(f"The text encoder has the activation {found!r}; CLIP has quick_gelu or gelu.")
     graph = Graph("text encoder", shapes)
     root = next((name.removesuffix(TABLE) for name in shapes if name.endswith(TABLE)), "")
     rows = graph.add("Gather", graph.weight(root + TABLE), "ids_BL")

@@ -49,7 +49,8 @@ def unet_graph(config: Mapping[str, Any], shapes: Shapes) -> onnx.ModelProto:
 
     Raises CheckpointError for a UNet that this graph does not know: SDXL's, one with guidance embedding and others.
     """
-    kinds = {*config["down_block_types"], *config["up_block_types"], config.get("mid_block_type", "UNetMidBlock2DCrossAttn")}
+    middle = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
+    kinds = {*config["down_block_types"], *config["up_block_types"], middle}
     strange = [key for key, values in _PLAIN.items() if config.get(key, values[0]) not in values]
     if kinds - _BLOCKS or strange:
         found = ", ".join([*sorted(kinds - _BLOCKS), *strange])
@@ -66,7 +67,7 @@ def text_kv_graph(config: Mapping[str, Any], shapes: Shapes) -> onnx.ModelProto:
 
 
 def text_projections(shapes: Shapes) -> list[str]:
-    """The weights of the cross-attention's keys and values, in the order of `text_kv_BLK`: key, value, key, value ..."""
+    """The weights of the cross-attention's keys and values, in the order of `text_kv_BLK`: key, value, key ..."""
     keys = sorted(name for name in shapes if name.endswith(".attn2.to_k.weight"))
     return [name.replace("to_k", f"to_{part}") for name in keys for part in "kv"]
 
@@ -111,8 +112,8 @@ class _UNet:
         """Sinusoids through two linear layers, and through the SiLU with which every block begins."""
         graph, half = self.graph, self.config["block_out_channels"][0] // 2
         exponent = np.arange(half, dtype=np.float32) / np.float32(half - self.config["freq_shift"])
-        rates_1D = np.exp(np.float32(-np.log(10000)) * exponent)[None]
-        angle_BD = graph.add("Mul", graph.reshape(timestep_B, -1, 1), graph.constant(rates_1D))
+        rates = np.exp(np.float32(-np.log(10000)) * exponent)[None]
+        angle_BD = graph.add("Mul", graph.reshape(timestep_B, -1, 1), graph.constant(rates))
         waves = [graph.add("Sin", angle_BD), graph.add("Cos", angle_BD)]
         embedded = graph.add("Concat", *(waves[::-1] if self.config["flip_sin_to_cos"] else waves), axis=-1)
         hidden = graph.silu(graph.gemm(embedded, "time_embedding.linear_1"))

@@ -42,7 +42,7 @@ class VaeGraph:
                 twice = graph.constant(np.array([1, 1, 2, 2], np.float32))
                 x = graph.conv(graph.resize(x, scales=twice), f"{block}.upsamplers.0.conv")
         x = graph.conv(self.normal(x, "decoder.conv_norm_out"), "decoder.conv_out")
-        image = graph.add("Clip", x, graph.constant(np.float32(-1)[...]), graph.constant(np.float32(1)[...]))
+        image = graph.add("Clip", x, *(graph.constant(np.array(side, np.float32)) for side in (-1, 1)))
         inputs = {"z_BCHW": (TensorProto.FLOAT, ["B", config["latent_channels"], "H", "W"])}
         return graph.finish(inputs, {"image_BCHW": (image, ["B", config["out_channels"], "8H", "8W"])})
 
