@@ -82,12 +82,29 @@ clean:  ## remove the environment and caches (build/, with its training runs, st
 # ---------------------------------------------------------------- the embedded model, from nothing
 # Each step leaves its result under build/pictogram; the long ones can be stopped and started again.
 
-TRAIN := $(VENV)/.train.stamp
-WORK  := build/pictogram
-STEPS := fetch tokenizer vae teacher encode distill judge style evaluate
+# RECIPE=cpu is what the shipped weights were made with: two cores, about three hours, everyday words first.
+# RECIPE=gpu trains all words, larger batches, longer; the scripts take a GPU when there is one.
+
+TRAIN  := $(VENV)/.train.stamp
+WORK   := build/pictogram
+STEPS  := fetch tokenizer vae teacher encode distill judge style evaluate ship
+RECIPE ?= cpu
+
+VAE_cpu     := --steps 3600 --batch 16
+VAE_gpu     := --steps 20000 --batch 64
+BROAD_cpu   := --words all --steps 3350 --until 1414
+BROAD_gpu   := --words all --steps 12000 --batch 256 --scenes 96000
+FINISH_cpu  := --words everyday --steps 3350 --scenes 10240
+FINISH_gpu  := $(BROAD_gpu)
+ENCODE_cpu  := --words everyday --scenes 6144
+ENCODE_gpu  := --words all --scenes 49152
+DISTILL_cpu :=
+DISTILL_gpu := --set batch=256 --set steps=6000 --set origin_steps=50
+WORDS_cpu   := everyday
+WORDS_gpu   := all
 
 .PHONY: pictogram $(STEPS:%=pictogram-%)
-pictogram:  ## train the embedded model from nothing: all of the following, in this order
+pictogram:  ## train the embedded model from nothing: all of the following, in this order (RECIPE=cpu or gpu)
 	@set -e; for step in $(STEPS); do echo "== pictogram-$$step"; $(MAKE) --no-print-directory pictogram-$$step; done
 
 pictogram-fetch: $(TRAIN)  ## picture sets from the npm registry (needs npm and a network)
@@ -97,16 +114,18 @@ pictogram-tokenizer: $(TRAIN)  ## the vocabulary
 	$(BIN)/python -m pictogram.tokenizer
 
 pictogram-vae: $(TRAIN)  ## the autoencoder
-	$(BIN)/python -m pictogram.train_vae
+	$(BIN)/python -m pictogram.train_vae $(VAE_$(RECIPE))
 
 pictogram-teacher: $(TRAIN)  ## the text encoder and the UNet
-	$(BIN)/python -m pictogram.train_teacher
+	$(BIN)/python -m pictogram.train_teacher $(BROAD_$(RECIPE))
+	$(BIN)/python -m pictogram.train_teacher $(FINISH_$(RECIPE))
 
 pictogram-encode: $(TRAIN)  ## scenes as latents
-	$(BIN)/python -m pictogram.encode
+	$(BIN)/python -m pictogram.encode $(ENCODE_$(RECIPE))
 
 pictogram-distill: $(TRAIN)  ## the LCM-LoRA
-	$(BIN)/fewstep distill recipes/pictogram-lcm-lora.toml --model $(WORK)/model --data $(WORK)/cache -o $(WORK)/lcm-lora.safetensors
+	$(BIN)/fewstep distill recipes/pictogram-lcm-lora.toml --model $(WORK)/model --data $(WORK)/cache \
+		-o $(WORK)/lcm-lora.safetensors $(DISTILL_$(RECIPE))
 
 pictogram-judge: $(TRAIN)  ## the judge that reads pictures
 	$(BIN)/python -m pictogram.judge
@@ -114,5 +133,10 @@ pictogram-judge: $(TRAIN)  ## the judge that reads pictures
 pictogram-style: $(TRAIN)  ## a fine-tuned base in a style that nothing else has seen
 	$(BIN)/python -m pictogram.finetune_style
 
-pictogram-evaluate: $(TRAIN)  ## the figures of the README
-	$(BIN)/python -m pictogram.evaluate
+pictogram-evaluate: $(TRAIN)  ## the figures of the README, and of the LoRA on the fine-tuned base
+	$(BIN)/python -m pictogram.evaluate --words $(WORDS_$(RECIPE))
+	$(BIN)/python -m pictogram.evaluate --words $(WORDS_$(RECIPE)) --model $(WORK)/style-model \
+		--lora $(WORK)/lcm-lora.safetensors --prompts-only-style blob --name blob
+
+pictogram-ship: $(TRAIN)  ## everything into the package, as fp16
+	$(BIN)/python -m pictogram.ship

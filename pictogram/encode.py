@@ -18,9 +18,9 @@ from pictogram.scenes import compose, load_cutouts, trained
 SHARD = 1024
 
 
-def samples(count: int, *, seed: int) -> Iterator[tuple[Image.Image, str]]:
+def samples(count: int, *, words: str, seed: int) -> Iterator[tuple[Image.Image, str]]:
     """`count` captioned scenes, the same for a seed."""
-    cutouts, rng, pairs = load_cutouts(BUILD / "cutouts.npz"), np.random.default_rng(seed), trained(words="everyday")
+    cutouts, rng, pairs = load_cutouts(BUILD / "cutouts.npz"), np.random.default_rng(seed), trained(words=words)
     for _ in range(count):
         scene = compose(cutouts, rng, pairs)
         yield scene.image, scene.caption
@@ -30,12 +30,13 @@ def main() -> None:
     """Write the cache."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=12 * SHARD)
+    parser.add_argument("--words", choices=("all", "everyday"), default="everyday")
     parser.add_argument("--seed", type=int, default=30)
     args = parser.parse_args()
     shards = write_cache(
         BUILD / "cache",
         load_model(BUILD / "model"),
-        samples(args.scenes, seed=args.seed),
+        samples(args.scenes, words=args.words, seed=args.seed),
         shard_size=SHARD,
         batch=64,
         moments=False,

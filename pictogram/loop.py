@@ -6,7 +6,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,27 +71,39 @@ def run(
         if at_checkpoint is not None:
             at_checkpoint(done)
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
-    with Progress(*columns) as progress:
-        task = progress.add_task(name, total=steps, completed=start, loss="")
-        saved_at, losses = time.monotonic(), []
-        for i in range(start, steps):
-            losses.append(step(i, torch.Generator().manual_seed(seed * 1_000_003 + i)))
-            progress.update(task, advance=1, loss=f"loss {sum(losses[-50:]) / len(losses[-50:]):.4f}")
-            if (i + 1) % 100 == 0:
-                progress.console.print(f"{name} {i + 1}/{steps} loss {sum(losses[-100:]) / len(losses[-100:]):.5f}")
-            if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                save(i + 1)
-                saved_at = time.monotonic()
+    saved_at = time.monotonic()
+    for i in with_progress(name, start, steps):
+        i.loss = step(i.number, torch.Generator().manual_seed(seed * 1_000_003 + i.number))
+        if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+            save(i.number + 1)
+            saved_at = time.monotonic()
     save(steps)
     if steps > start:
         record_stage(folder, {"stage": name, "from_step": start, "to_step": steps, "seed": seed, **(notes or {})})
+
+
+@dataclass
+class Turn:
+    """One turn of the loop: its number, and the loss that the body fills in."""
+
+    number: int
+    loss: float = math.nan
+
+
+def with_progress(name: str, start: int, steps: int) -> Iterator[Turn]:
+    """The turns from `start` to `steps`, with a bar that shows the mean of the last losses, and a line each hundred."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    losses: deque[float] = deque(maxlen=100)
+    with Progress(*columns) as progress:
+        task = progress.add_task(name, total=steps, completed=start)
+        for number in range(start, steps):
+            turn = Turn(number)
+            yield turn
+            losses.append(turn.loss)
+            mean = sum(losses) / len(losses)
+            progress.update(task, advance=1, description=f"{name} (loss {mean:.4f})")
+            if (number + 1) % 100 == 0:
+                progress.console.print(f"{name} {number + 1}/{steps} loss {mean:.5f}")
 
 
 def record_stage(folder: Path, stage: dict[str, Any]) -> None:

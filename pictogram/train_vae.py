@@ -87,15 +87,20 @@ def sheet(vae: AutoencoderKL, images: torch.Tensor, path: Path) -> float:
     return float(10 * torch.log10(4 / F.mse_loss(x, y)))
 
 
-def main() -> None:
-    """Train, normalise, save."""
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default=loop.best_device())
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, normalise, save."""
+    args = arguments()
     torch.manual_seed(args.seed)
     images, held = scenes_array(6000, seed=args.seed), scenes_array(64, seed=args.seed + 1)
     vae = AutoencoderKL(**SHAPE).to(args.device, memory_format=torch.channels_last)
