@@ -296,9 +296,7 @@ def denoise(runner: Runner, schedule: Schedule, plan: Plan, first: int, count: i
             repaint = runner.weights(mask_cells(plan.mask))
             z_BCHW = repaint * start_BCHW + (1 - repaint) * noised_BCHW
             denoiser = keeping(denoiser, known_BCHW, repaint)
-    return sample(
-        denoiser, z_BCHW, plan.timesteps, sampler=plan.sampler, schedule=schedule, noise=lambda _step: draw()
-    )
+    return sample(denoiser, z_BCHW, plan.timesteps, sampler=plan.sampler, schedule=schedule, noise=lambda _step: draw())
 
 
 def keeping(denoiser: Denoiser, known_BCHW: Array, repaint: Array) -> Denoiser:

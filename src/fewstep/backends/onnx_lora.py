@@ -43,12 +43,17 @@ Additions: TypeAlias = Mapping[str, Sequence[tuple[LoraLayer, float]]]
 
 def delta(layer: LoraLayer) -> np.ndarray:
     """(alpha / rank) up @ down in float32, (out, in) or (out, in, h, w) (arXiv:2106.09685, section 4.1)."""
-    down, up = np.asarray(layer.down, np.float32), np.asarray(layer.up, np.float32)
+    down, up = _float32(layer.down), _float32(layer.up)
     up_OR = up.reshape(len(up), -1) * np.float32(layer.alpha / len(down))
     if layer.mid is None:
         return (up_OR @ down.reshape(len(down), -1)).reshape(len(up), *down.shape[1:])
-    mid_RSHW, down_SI = np.asarray(layer.mid, np.float32), down.reshape(len(down), -1)
+    mid_RSHW, down_SI = _float32(layer.mid), down.reshape(len(down), -1)
     return np.einsum("or,rshw,si->oihw", up_OR, mid_RSHW, down_SI, optimize=True)
+
+
+def _float32(x: Any) -> np.ndarray:
+    """A numpy array, or a torch tensor of any number format (numpy has no bfloat16)."""
+    return np.asarray(x if isinstance(x, np.ndarray) else x.float(), np.float32)
 
 
 def merged(weight: np.ndarray, parts: Iterable[tuple[LoraLayer, float]]) -> np.ndarray:
