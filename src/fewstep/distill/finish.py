@@ -88,7 +88,7 @@ def sampling_of(run: Run) -> Sampling:
         table=recipe.table,
         steps=recipe.sampling_steps,
         guidance=1 + recipe.w if embedded else recipe.sampling_guidance,
-        origin_steps=recipe.origin_steps,
+        origin_steps=recipe.sampling_origin_steps or recipe.origin_steps,
         embedded_guidance=embedded,
     )
 

@@ -56,6 +56,7 @@ class Recipe:
     look_teacher_steps: int = _value(50, "steps of the teacher's solution", least=1)
     sampler: str = _value("lcm", "sampler the student is made for")
     sampling_steps: int = _value(4, "steps written into the result, and judged at the end", least=1)
+    sampling_origin_steps: int = _value(0, "grid written into the result; 0: the one it was trained on", least=0)
     sampling_guidance: float = _value(1.0, "guidance written into the result", least=0)
     table: str = _value("linspace-lcm", "timestep table written into the result")
 
