@@ -1,7 +1,7 @@
 """Requests in, pictures out: one pipeline for text to image, image to image and inpainting.
 
 The task is inferred from what is given; every task is the same loop over `fewstep.sampling.sample`. What touches arrays
-stands in a `Runner`: the one here runs on torch, another needs the same few functions.
+stands in a `Runner`.
 
 Shapes: B pictures, C 4 latent channels, H and W latent height and width (pixels / 8).
 """
@@ -14,104 +14,32 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
 
 from fewstep import __version__
 from fewstep.errors import LoraError, RequestError
-from fewstep.image import CELL_PX, mask_cells, paste_back
+from fewstep.image import mask_cells, paste_back
 from fewstep.infotext import Picture, write
 from fewstep.plan import Defaults, Plan, number_text, plan_of
 from fewstep.prompt import LoraTag, split_lora_tags
 from fewstep.request import Request, request_of
+from fewstep.runners import Runner, open_model, runner_of
 from fewstep.sampling.sampler import Denoiser, Step, sample
 from fewstep.sampling.schedule import Schedule, add_noise
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from fewstep.backends.onnx_model import OnnxModel
     from fewstep.checkpoints.load import Model
-    from fewstep.checkpoints.lora import Lora
+    from fewstep.checkpoints.lora_read import Lora
 
 Array: TypeAlias = Any
 LoraPath: TypeAlias = "str | Path"
 LoraChoice: TypeAlias = "bool | LoraPath | tuple[LoraPath, float] | Sequence[LoraPath | tuple[LoraPath, float]] | None"
 ACCELERATOR_BATCH = 8
-
-
-class Runner(Protocol):
-    """What a pipeline asks of a back end: arrays of its own kind; pictures as uint8 (B, height, width, 3)."""
-
-    def denoiser(self, plan: Plan, count: int) -> Denoiser:
-        """The network with this plan's prompt and guidance inside, for `count` pictures."""
-        ...
-
-    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
-        """A function whose every call draws the next unit noise (B, 4, height / 8, width / 8), one generator a seed."""
-        ...
-
-    def encode(self, pixels_BHWC: np.ndarray) -> Array:
-        """Pictures to latents, the same each time."""
-        ...
-
-    def decode(self, z_BCHW: Array) -> np.ndarray:
-        """Latents to pictures."""
-        ...
-
-    def weights(self, cells_HW: np.ndarray) -> Array:
-        """A map of booleans as ones and zeros that multiply latents: (1, 1, H, W)."""
-        ...
-
-
-class TorchRunner:
-    """The eager PyTorch back end, on the model's own device."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    def denoiser(self, plan: Plan, count: int) -> Denoiser:
-        """Text is encoded once and serves every picture."""
-        from fewstep.backends.eager import EagerDenoiser
-
-        skip, encoder = plan.request.clip_skip, self.model.text
-        text = encoder.encode([plan.words], clip_skip=skip)
-        negative = encoder.encode_negative([plan.request.negative_prompt], clip_skip=skip) if plan.guided else None
-        return EagerDenoiser(self.model, text, negative, plan.guidance)
-
-    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
-        """Drawn on the CPU in float32, so a seed means the same noise on every device and in every batch."""
-        import torch
-
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        shape = (1, 4, size[1] // CELL_PX, size[0] // CELL_PX)
-        return lambda: torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
-
-    def encode(self, pixels_BHWC: np.ndarray) -> Array:
-        """The mode of the posterior, not a draw from it."""
-        import torch
-
-        from fewstep.models.vae import encode
-
-        image_BCHW = torch.from_numpy(pixels_BHWC.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.no_grad():
-            return encode(self.model.vae, image_BCHW.to(self.model.device))
-
-    def decode(self, z_BCHW: Array) -> np.ndarray:
-        """One picture at a time: the decoder is the hungriest part, and batches gain it little."""
-        import torch
-
-        from fewstep.models.vae import decode
-
-        with torch.no_grad():
-            image_BCHW = torch.cat([decode(self.model.vae, z_1CHW) for z_1CHW in z_BCHW.split(1)])
-        return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-
-    def weights(self, cells_HW: np.ndarray) -> Array:
-        """On the model's device, float32."""
-        import torch
-
-        return torch.from_numpy(cells_HW).float()[None, None].to(self.model.device)
 
 
 @dataclass(frozen=True)
@@ -157,14 +85,11 @@ class Pipeline:
     many, and 8 elsewhere, where the order of a sum may move a pixel by one or two of 255.
     """
 
-    def __init__(self, model: Model, loras: LoraChoice = None, *, batch: int | None = None) -> None:
-        from fewstep.checkpoints.lora import LoraStack
-
+    def __init__(self, model: Model | OnnxModel, loras: LoraChoice = None, *, batch: int | None = None) -> None:
         self.model = model
-        self.runner: Runner = TorchRunner(model)
+        self.runner: Runner = runner_of(model)
         self.batch = batch or (1 if model.device == "cpu" else ACCELERATOR_BATCH)
         self.loras: tuple[tuple[Lora, float], ...] = ()
-        self._stack = LoraStack(model)
         self._read: dict[Path, Lora] = {}
         self.set_loras(loras)
 
@@ -195,7 +120,7 @@ class Pipeline:
 
     def run(self, plan: Plan) -> Iterator[PictureStep]:
         """Carries a plan out. Use one run at a time: LoRAs are merged into the one model."""
-        self._stack.set(self._with_tags(plan.tags))
+        self.runner.set_loras(self._with_tags(plan.tags))
         for first in range(0, plan.request.count, self.batch):
             count = min(self.batch, plan.request.count - first)
             for step in denoise(self.runner, self.model.schedule, plan, first, count):
@@ -211,7 +136,7 @@ class Pipeline:
         paths = [lora.path for lora, _ in found]
         if twice := next((path for path in paths if paths.count(path) > 1), None):
             raise RequestError(f"The LoRA '{twice}' was given twice. Give it once, with the sum of the weights.")
-        self._stack.set([(lora, weight, weight) for lora, weight in found])
+        self.runner.set_loras([(lora, weight, weight) for lora, weight in found])
         self.loras = found
 
     @property
@@ -220,11 +145,9 @@ class Pipeline:
         return (*self.model.notes, *(f"LoRA {lora.name} at weight {weight:g}" for lora, weight in self.loras))
 
     def _lora(self, path: LoraPath) -> Lora:
-        from fewstep.checkpoints.lora import read_lora
-
         found = find_lora(path, self.model.path)
         if found not in self._read:
-            self._read[found] = read_lora(found, family=self.model.family)
+            self._read[found] = self.runner.read_lora(found)
         return self._read[found]
 
     def _with_tags(self, tags: Sequence[LoraTag]) -> list[tuple[Lora, float, float]]:
@@ -373,10 +296,10 @@ def load(
     dtype: str | None = None,
 ) -> Pipeline:
     """See `fewstep.load`."""
-    from fewstep.checkpoints.load import assets_path, load_model
+    from fewstep.checkpoints.description import assets_path
 
     lora_pairs(lora)
-    model = load_model(path, device=device, dtype=dtype)
+    model = open_model(path, device=device, dtype=dtype)
     own = assets_path() / "lcm-lora.safetensors"
     if lora is None and path is None and own.is_file():
         lora = own

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fewstep.backends.eager import EagerDenoiser
-from fewstep.checkpoints import load
+from fewstep.checkpoints import description
 from fewstep.checkpoints.load import Sampling, load_model, schedule_from
 from fewstep.checkpoints.save import save_model
 from fewstep.errors import CheckpointError, DeviceError, OutputError
@@ -250,10 +250,10 @@ def test_a_path_that_is_not_there(tmp_path, monkeypatch, path):
 
 
 def test_the_embedded_model_is_looked_for_in_the_package(monkeypatch, tmp_path):
-    assert load.assets_path().parts[-3:] == ("fewstep", "assets", "pictogram")
-    monkeypatch.setattr(load, "assets_path", lambda: tiny_folder("pictogram"))
+    assert description.assets_path().parts[-3:] == ("fewstep", "assets", "pictogram")
+    monkeypatch.setattr(description, "assets_path", lambda: tiny_folder("pictogram"))
     assert load_model(device="cpu").family.name == "pictogram"
-    monkeypatch.setattr(load, "assets_path", lambda: tmp_path / "none")
+    monkeypatch.setattr(description, "assets_path", lambda: tmp_path / "none")
     with pytest.raises(CheckpointError, match="no embedded model"):
         load_model(device="cpu")
 

@@ -17,13 +17,14 @@ import numpy as np
 from fewstep.backends.onnx_lora import additions
 from fewstep.backends.onnx_session import FILES, Sessions
 from fewstep.backends.onnx_text import OnnxText, OnnxTextEncoder
+from fewstep.checkpoints.description import Sampling, describe
 from fewstep.models.family import Family
 from fewstep.sampling.schedule import Schedule
 
 
 @dataclass(eq=False)
 class OnnxModel:
-    """A model folder with an `onnx` sub-folder (`fewstep.export.onnx`). `sampling` is `checkpoints`' Sampling.
+    """A model folder with an `onnx` sub-folder (`fewstep.export.onnx`).
 
     Raises CheckpointError when the folder has no graphs; weights are read when they are first needed.
     """
@@ -32,7 +33,7 @@ class OnnxModel:
     path: Path
     family: Family
     schedule: Schedule
-    sampling: Any
+    sampling: Sampling
     notes: tuple[str, ...] = ()
     device: str = field(default="cpu", init=False)
     dtype: str = field(default="float32", init=False)
@@ -83,3 +84,14 @@ class OnnxModel:
         images = [self.sessions.run("vae_decoder", "image_BCHW", z_BCHW=part) for part in parts]
         image_BHWC = np.concatenate(images).transpose(0, 2, 3, 1)
         return np.rint((image_BHWC + 1) * np.float32(127.5)).clip(0, 255).astype(np.uint8)
+
+
+def open_onnx(path: str | Path | None = None) -> OnnxModel:
+    """A diffusers folder with an `onnx` sub-folder, or (None) the embedded model; reads json only.
+
+    Raises CheckpointError in one sentence for whatever is wrong with the files.
+    """
+    found = describe(path)
+    reason = "cpu: ONNX Runtime answers before torch could be imported; float32: a CPU is slower in half precision"
+    notes = (f"{found.family}, {found.family.size_px} px", reason, found.why)
+    return OnnxModel(found.name, found.path, found.family, found.schedule, found.sampling, notes)

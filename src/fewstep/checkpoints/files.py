@@ -1,24 +1,29 @@
 """Reading and writing safetensors and json so that every damaged file is one sentence with its name.
 
 Only safetensors is read: .ckpt, .bin and .pt files are Python pickles, which run code when opened.
+torch is imported only where its tensors are asked for: the ONNX Runtime path reads the same files with numpy.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from fewstep.errors import CheckpointError, OutputError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 _LONGEST_HEADER = 100_000_000
+_NUMPY = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 _REFUSED = (
     "it is a Python pickle, which can run code when opened. Convert it to .safetensors, or get the safetensors version"
 )
@@ -60,7 +65,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
     """(name -> shape, metadata) of a safetensors file without reading its weights; raises CheckpointError."""
     check_format(path)
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
             return shapes, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
@@ -83,17 +88,49 @@ def read_tensors(path: Path, *, finite: bool = True) -> dict[str, Tensor]:
     return tensors
 
 
+def has_numpy_formats(path: Path) -> bool:
+    """Has numpy the number formats of this safetensors file (it lacks bfloat16)? Raises CheckpointError."""
+    check_format(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            return all(file.get_slice(key).get_dtype() in _NUMPY for key in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """As `read_tensors`, with numpy and not torch; raises CheckpointError also for bfloat16, which numpy lacks."""
+    import numpy as np
+
+    check_format(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from None
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CheckpointError(_not_finite(path, name))
+    return arrays
+
+
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Raises CheckpointError naming the first tensor that holds NaN or infinity."""
     for name, tensor in tensors.items():
         if not _is_finite(tensor):
-            raise CheckpointError(
-                f"'{path}' holds values that are not numbers (NaN or infinity) in '{name}': the file is damaged, or "
-                "its training diverged. Get it again."
-            )
+            raise CheckpointError(_not_finite(path, name))
+
+
+def _not_finite(path: Path, name: str) -> str:
+    return (
+        f"'{path}' holds values that are not numbers (NaN or infinity) in '{name}': the file is damaged, or its "
+        "training diverged. Get it again."
+    )
 
 
 def _is_finite(tensor: Tensor) -> bool:
+    import torch
+
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     low, high = (tensor.float() if tensor.element_size() == 1 else tensor).aminmax()
@@ -126,6 +163,8 @@ def _line(error: Exception) -> str:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file at once or not at all; raises OutputError when it cannot be written."""
+    from safetensors.torch import save_file
+
     ready = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
     facts = {"format": "pt"} | {key: str(value) for key, value in (metadata or {}).items()}
     write_whole(path, lambda part: save_file(ready, part, metadata=facts))

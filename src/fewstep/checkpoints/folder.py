@@ -15,30 +15,9 @@ from fewstep.checkpoints.files import check_finite, read_json, read_tensors
 from fewstep.checkpoints.hub import PARTS, weight_names
 from fewstep.errors import CheckpointError
 
-REQUIRED = {
-    "unet": ("block_out_channels", "cross_attention_dim"),
-    "vae": ("block_out_channels", "latent_channels"),
-    "text_encoder": ("hidden_size", "num_hidden_layers", "vocab_size"),
-    "text_encoder_2": ("hidden_size", "num_hidden_layers", "vocab_size", "projection_dim"),
-}
-"""Config keys whose defaults would build another network than the one that was saved."""
-
 _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _NUMBER_FORMAT = ("dtype", "torch_dtype")
 _HARMLESS = ("position_ids", "text_projection.weight", "logit_scale")
-
-
-def read_config(folder: Path, part: str) -> dict[str, Any]:
-    """A part's config.json, with the keys that must be there checked."""
-    path = folder / part / "config.json"
-    config = read_json(path)
-    missing = [key for key in REQUIRED[part] if key not in config]
-    if missing:
-        raise CheckpointError(f"'{path}' lacks {' and '.join(missing)}: it is not a whole {part} config.")
-    wrong = [key for key in REQUIRED[part] if not isinstance(config[key], (int, list)) or isinstance(config[key], bool)]
-    if wrong:
-        raise CheckpointError(f"'{path}' gives {config[wrong[0]]!r} for {wrong[0]!r}, where a number belongs.")
-    return config
 
 
 def load_part(folder: Path, part: str, config: Mapping[str, Any], *, device: str, dtype: torch.dtype) -> Any:

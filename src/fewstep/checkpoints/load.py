@@ -10,7 +10,7 @@ Beside the folder's own files, `fewstep.json` (or "_fewstep" in model_index.json
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,32 +19,13 @@ import torch
 
 from fewstep import device as devices
 from fewstep.checkpoints import folder as folders
-from fewstep.checkpoints.files import check_format, read_header, read_json
-from fewstep.checkpoints.hub import fetch, is_hub_id
-from fewstep.errors import CheckpointError, RequestError
-from fewstep.models.family import Family, family_of
+from fewstep.checkpoints.description import Description, Sampling, assets_path, describe, schedule_from
+from fewstep.errors import CheckpointError
+from fewstep.models.family import Family
 from fewstep.models.text import TextEncoder
-from fewstep.sampling.sampler import sampler_named
-from fewstep.sampling.schedule import Schedule, linear, scaled_linear, zero_terminal_snr
-from fewstep.sampling.timesteps import TABLES
+from fewstep.sampling.schedule import Schedule
 
-_EXAMPLE = "Give a diffusers model folder, or a Hub name such as owner/name"
-_LORA_MARKS = ("lora_", ".lora.", "hada_w", "lokr_w", "lora_A", "oft_blocks", "diff_b", ".dora_scale")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a model wants to be sampled when the request does not say otherwise.
-
-    guidance is the API's (1 = off); embedded_guidance: the UNet takes it as an input, in one prediction.
-    """
-
-    sampler: str = "dpmpp_2m"
-    table: str = "linspace"
-    steps: int = 20
-    guidance: float = 7.5
-    origin_steps: int = 50
-    embedded_guidance: bool = False
+__all__ = ["Model", "Sampling", "assets_path", "load_model", "schedule_from"]
 
 
 @dataclass(eq=False)
@@ -76,119 +57,36 @@ class Model:
         return digest.hexdigest()[:10]
 
 
-def assets_path() -> Path:
-    """Where the embedded model lies in the installed package."""
-    return Path(__file__).resolve().parent.parent / "assets" / "pictogram"
-
-
 def load_model(path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None) -> Model:
     """Loads a diffusers folder (SD 1.5, SD 2.x, SSD-1B, SDXL, pictogram), a Hub name, or (None) the embedded model.
 
     Raises CheckpointError in one sentence for whatever is wrong with the files, DeviceError for device and dtype.
     """
     choice = devices.choose(device, dtype)
-    folder, name = _find(path)
-    return _load_folder(folder, name, choice)
+    return _load_folder(describe(path), choice)
 
 
-def _find(path: str | Path | None) -> tuple[Path, str]:
-    """(folder, name to show)."""
-    if path is None:
-        if not assets_path().is_dir():
-            raise CheckpointError(f"This installation carries no embedded model ('{assets_path()}'). {_EXAMPLE}.")
-        return assets_path(), assets_path().name
-    local = Path(path).expanduser()
-    if local.is_dir():
-        return local, local.resolve().name
-    if not local.exists() and isinstance(path, str) and is_hub_id(path):
-        return fetch(path), path
-    raise _refusal(local)
-
-
-def _refusal(path: Path) -> CheckpointError:
-    """Says what a path that is no folder is."""
-    if not path.exists():
-        return CheckpointError(f"'{path}' does not exist. {_EXAMPLE}.")
-    check_format(path)
-    shapes, metadata = read_header(path)
-    if "ss_network_module" in metadata or any(mark in key for key in shapes for mark in _LORA_MARKS):
-        return CheckpointError(f"'{path}' is a LoRA and not a model: load a model, and pass this file as lora=.")
-    return CheckpointError(
-        f"'{path}' is a single-file checkpoint, which is not supported yet: use the model's diffusers folder, or make "
-        "one with diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(...)."
-    )
-
-
-def _load_folder(folder: Path, name: str, choice: devices.Choice) -> Model:
-    index = _model_index(folder)
-    configs = {"model_index": index, "scheduler": _noise_config(folder)}
-    for part in folders.PARTS:
-        if part != "text_encoder_2" or _has(index, part):
-            configs[part] = folders.read_config(folder, part)
+def _load_folder(found: Description, choice: devices.Choice) -> Model:
+    folder, configs, family = found.path, found.configs, found.family
     dtype = getattr(torch, choice.dtype)
-    family = _family(folder, configs)
-    schedule = schedule_from(configs["scheduler"], folder / "scheduler" / "scheduler_config.json")
-    embedded = configs["unet"].get("time_cond_proj_dim") is not None
-    sampling, why = _sampling(folder, index, configs["scheduler"], embedded)
     vae_dtype, notes = _vae_dtype(configs["vae"], family, dtype)
     text = _text(folder, configs, family, choice.device, dtype)
     vae = folders.load_part(folder, "vae", configs["vae"], device=choice.device, dtype=vae_dtype)
     unet = folders.load_part(folder, "unet", configs["unet"], device=choice.device, dtype=dtype)
     return Model(
-        name=name,
+        name=found.name,
         path=folder,
         family=family,
         unet=unet,
         vae=vae,
         text=text,
-        schedule=schedule,
-        sampling=sampling,
+        schedule=found.schedule,
+        sampling=found.sampling,
         device=choice.device,
         dtype=dtype,
-        notes=(f"{family}, {family.size_px} px", choice.reason, *notes, why),
+        notes=(f"{family}, {family.size_px} px", choice.reason, *notes, found.why),
         configs=configs,
     )
-
-
-def _has(index: Mapping[str, Any], part: str) -> bool:
-    """Does model_index.json name this part? An absent one is missing there or [null, null]."""
-    named = index.get(part)
-    return isinstance(named, list) and len(named) == 2 and named[1] is not None
-
-
-def _model_index(folder: Path) -> dict[str, Any]:
-    path = folder / "model_index.json"
-    if not path.is_file():
-        inside = "; it holds single files, which are not supported yet" if any(folder.glob("*.safetensors")) else ""
-        raise CheckpointError(f"'{folder}' has no model_index.json, so it is no diffusers model folder{inside}.")
-    index = read_json(path)
-    if _has(index, "transformer"):
-        raise CheckpointError(
-            f"'{folder}' is a {index.get('_class_name')}; only SD 1.5, SD 2.x, SSD-1B and SDXL are known."
-        )
-    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") if not _has(index, part)]
-    if missing:
-        raise CheckpointError(
-            f"'{path}' names no {' and no '.join(missing)}: only whole SD and SDXL models can be loaded."
-        )
-    return index
-
-
-def _family(folder: Path, configs: Mapping[str, dict[str, Any]]) -> Family:
-    try:
-        family = family_of(configs["unet"])
-    except CheckpointError as error:
-        raise CheckpointError(f"'{folder / 'unet' / 'config.json'}': {error}") from None
-    if configs["vae"]["latent_channels"] != 4:
-        raise CheckpointError(f"'{folder / 'vae' / 'config.json'}': the VAE has not 4 latent channels as the UNet has.")
-    encoders = [configs[part] for part in ("text_encoder", "text_encoder_2") if part in configs]
-    width = sum(config["hidden_size"] for config in encoders)
-    if len(encoders) != family.text_encoders or width != family.cross_attention_dim:
-        raise CheckpointError(
-            f"'{folder}': the UNet is {family} and wants {family.text_encoders} text encoder(s) of that width in all, "
-            f"but found {len(encoders)} of width {width}."
-        )
-    return family
 
 
 def _vae_dtype(config: Mapping[str, Any], family: Family, dtype: torch.dtype) -> tuple[torch.dtype, tuple[str, ...]]:
@@ -210,108 +108,3 @@ def _text(
         return TextEncoder(encoders, tokenizers, zeros_for_empty_negative=zeros)
     except CheckpointError as error:
         raise CheckpointError(f"'{folder}': {error}") from None
-
-
-def _noise_config(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "scheduler" / "scheduler_config.json")
-
-
-def schedule_from(config: Mapping[str, Any], path: Path) -> Schedule:
-    """The noise schedule that a diffusers scheduler_config.json describes; `path` only names it in errors.
-
-    Raises CheckpointError for missing keys, unknown kinds, and a zero terminal SNR with eps-prediction.
-    """
-    try:
-        alphas_cumprod = _alphas_cumprod(config, path)
-        zero_snr = bool(config.get("rescale_betas_zero_snr", False))
-        schedule = Schedule(
-            zero_terminal_snr(alphas_cumprod) if zero_snr else alphas_cumprod,
-            config.get("prediction_type", "epsilon"),
-        )
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"'{path}' holds values that are no noise schedule ({error}).") from None
-    except CheckpointError as error:
-        raise CheckpointError(str(error) if str(path) in str(error) else f"'{path}': {error}") from None
-    if zero_snr and schedule.prediction == "epsilon":
-        raise CheckpointError(
-            f"'{path}' asks for a zero terminal SNR with eps-prediction, which cannot give a picture."
-        )
-    return schedule
-
-
-def _alphas_cumprod(config: Mapping[str, Any], path: Path) -> tuple[float, ...]:
-    if config.get("trained_betas") is not None:
-        return _cumulative(config["trained_betas"])
-    missing = [key for key in ("beta_start", "beta_end", "beta_schedule") if key not in config]
-    if missing:
-        raise CheckpointError(f"'{path}' lacks {' and '.join(missing)}: it is not the config of an SD or SDXL model.")
-    kinds = {"scaled_linear": scaled_linear, "linear": linear}
-    kind = config["beta_schedule"]
-    if kind not in kinds:
-        raise CheckpointError(f"'{path}' has the beta_schedule {kind!r}; known are {' and '.join(kinds)}.")
-    return kinds[kind](config["beta_start"], config["beta_end"], int(config.get("num_train_timesteps", 1000)))
-
-
-def _cumulative(betas: list[float]) -> tuple[float, ...]:
-    left, out = 1.0, []
-    for beta in betas:
-        left *= 1 - beta
-        out.append(left)
-    return tuple(out)
-
-
-def _sampling(
-    folder: Path, index: Mapping[str, Any], noise_config: Mapping[str, Any], embedded: bool
-) -> tuple[Sampling, str]:
-    """The sampler that the checkpoint calls for and, in words, why."""
-    kind = noise_config.get("_class_name")
-    if kind == "TCDScheduler":
-        found, why = Sampling("tcd", steps=4, guidance=1.0), "its scheduler_config.json says TCDScheduler"
-    elif embedded:
-        found, why = Sampling("lcm", steps=4, guidance=8.0), "its UNet has a guidance embedding"
-    elif kind == "LCMScheduler":
-        found, why = Sampling("lcm", steps=4, guidance=1.0), "its scheduler_config.json says LCMScheduler"
-    else:
-        found, why = Sampling(), "an ordinary, undistilled model"
-    origin = noise_config.get("original_inference_steps", 50) if found.sampler in ("lcm", "tcd") else 50
-    found = replace(found, embedded_guidance=embedded, table=sampler_named(found.sampler).table, origin_steps=origin)
-    for path, record in _records(folder, index):
-        found, why = _recorded(found, record, path), f"'{path.name}' says so"
-    return found, f"sampler {found.sampler}, {found.steps} steps, guidance {found.guidance:g}: {why}"
-
-
-def _records(folder: Path, index: Mapping[str, Any]) -> list[tuple[Path, Mapping[str, Any]]]:
-    records: list[tuple[Path, Mapping[str, Any]]] = []
-    if isinstance(index.get("_fewstep"), dict):
-        records.append((folder / "model_index.json", index["_fewstep"]))
-    if (folder / "fewstep.json").is_file():
-        records.append((folder / "fewstep.json", read_json(folder / "fewstep.json")))
-    return records
-
-
-_RECORDED: dict[str, tuple[Any, int]] = {
-    "sampler": (str, 0),
-    "table": (str, 0),
-    "steps": (int, 1),
-    "guidance": ((int, float), 0),
-    "origin_steps": (int, 1),
-}
-"""Keys of fewstep.json -> (type, least value)."""
-
-
-def _recorded(found: Sampling, record: Mapping[str, Any], path: Path) -> Sampling:
-    for key, value in record.items():
-        if key not in _RECORDED:
-            raise CheckpointError(f"'{path}' has the key {key!r}; known are {', '.join(_RECORDED)}.")
-        kind, least = _RECORDED[key]
-        if not isinstance(value, kind) or isinstance(value, bool) or not (isinstance(value, str) or value >= least):
-            raise CheckpointError(f"'{path}' gives {value!r} for {key!r}.")
-    if "sampler" in record:
-        try:
-            sampler = sampler_named(record["sampler"])
-        except RequestError as error:
-            raise CheckpointError(f"'{path}': {error}") from None
-        found = replace(found, sampler=sampler.name, table=sampler.table)
-    if record.get("table", found.table) not in TABLES:
-        raise CheckpointError(f"'{path}' gives {record['table']!r} for 'table'; known are {', '.join(TABLES)}.")
-    return replace(found, **{key: value for key, value in record.items() if key != "sampler"})

@@ -5,7 +5,6 @@ a file without alphas means alpha = rank. (diffusers gives all attention one alp
 LoCon: the same for convolutions, with a `mid` between the two where the file has one (LyCORIS, arXiv 2309.14859).
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,85 +15,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from fewstep.checkpoints.files import read_header, read_tensors, write_safetensors
-from fewstep.checkpoints.load import Model, Sampling
-from fewstep.checkpoints.lora_keys import Component, Key, Part, kohya_name, parse_key, unsupported
-from fewstep.checkpoints.lora_metadata import (
-    PeftConfigs,
-    peft_configs,
-    required_metadata,
-    sampling_of,
-    tensor_hash,
-    usage_metadata,
-)
+from fewstep.checkpoints.description import Sampling
+from fewstep.checkpoints.files import read_tensors, write_safetensors
+from fewstep.checkpoints.load import Model
+from fewstep.checkpoints.lora_keys import kohya_name, parse_key
+from fewstep.checkpoints.lora_metadata import required_metadata, tensor_hash, usage_metadata
+from fewstep.checkpoints.lora_read import Lora, LoraLayer, cross_attention_dim, is_cross, is_sound, read_lora
 from fewstep.errors import LoraError, OutputError, RequestError
-from fewstep.models.family import Family
 
-CONSISTENCY_SAMPLERS = ("lcm", "tcd", "pcm")
-_LABELS = {768: "SD 1.5", 1024: "SD 2.x", 2048: "SDXL", 160: "pictogram"}
-
-
-@dataclass(frozen=True, eq=False)
-class LoraLayer:
-    """What a LoRA adds to one module.
-
-    Linear: down [rank, in], up [out, rank]. Convolution: down [rank, in, height, width], up [out, rank, 1, 1]; or with
-    mid [rank, rank, height, width] and down [rank, in, 1, 1].
-    """
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-    mid: Tensor | None = None
-
-    @property
-    def rank(self) -> int:
-        """The inner width, by which alpha is divided."""
-        return self.down.shape[0]
-
-
-@dataclass(frozen=True, eq=False)
-class Lora:
-    """A LoRA as read: `layers` by module name, `text_layers` by `text_encoder.<module>`, `text_encoder_2.<module>`."""
-
-    name: str
-    path: Path
-    layers: dict[str, LoraLayer]
-    text_layers: dict[str, LoraLayer]
-    metadata: dict[str, str]
-    sampling: Sampling | None
-    hash: str
-    """sha256 of the tensors, by which user interfaces name a LoRA (they show the first 12 letters)."""
-
-    @property
-    def is_consistency(self) -> bool:
-        """Is this an LCM-LoRA or one of its kin, which makes a model sample in few steps?"""
-        return self.sampling is not None and self.sampling.sampler in CONSISTENCY_SAMPLERS
-
-    @property
-    def fingerprint(self) -> str:
-        """What tells two LoRAs apart: the tensors, and the alphas, which PEFT keeps outside of them."""
-        alphas = [layer.alpha for layer in (*self.layers.values(), *self.text_layers.values())]
-        return hashlib.sha256(f"{self.hash} {alphas}".encode()).hexdigest()
-
-
-def read_lora(path: str | Path, *, family: Family | None = None) -> Lora:
-    """Read a LoRA of any naming in `lora_keys`, whole or not at all.
-
-    Raises:
-        LoraError: the file is not a LoRA, of a format not read yet, incomplete, has keys that fit nowhere, or was made
-            for another family than `family` (not checked when None).
-        CheckpointError: the file is missing, cut short, no safetensors file, or holds NaN or infinity.
-    """
-    path = Path(path)
-    shapes, metadata = read_header(path)
-    keys = _places(path.name, list(shapes))
-    layers = _layers(path.name, keys, read_tensors(path), peft_configs(metadata, path))
-    unet = {module: layer for (component, module), layer in layers.items() if component == "unet"}
-    text = {f"{component}.{module}": layer for (component, module), layer in layers.items() if component != "unet"}
-    if family is not None:
-        _check_family(path.name, unet, text, family)
-    return Lora(path.stem, path, unet, text, metadata, sampling_of(metadata, path), _hash(path))
+__all__ = ["Lora", "LoraLayer", "LoraStack", "Merged", "delta", "read_lora", "write_lora"]
 
 
 def delta(layer: LoraLayer, *, device: torch.device | str | None = None) -> Tensor:
@@ -222,7 +151,7 @@ def write_lora(
         alpha=alpha,
         ranks={down.shape[0] for down, _ in layers.values()},
         convolutions=any(down.ndim == 4 and down[0, 0].numel() > 1 for down, _ in layers.values()),
-        width=_cross_attention_dim(LoraLayer(*pair, alpha) for name, pair in layers.items() if _is_cross(name)),
+        width=cross_attention_dim(LoraLayer(*pair, alpha) for name, pair in layers.items() if is_cross(name)),
     )
     facts |= usage_metadata(sampling) if sampling is not None else {}
     digest = tensor_hash(BytesIO(save(tensors)))
@@ -231,97 +160,9 @@ def write_lora(
     return _read_back(path, layers, tensors, digest)
 
 
-def _places(name: str, keys: list[str]) -> dict[str, Key]:
-    found = unsupported(keys)
-    if found is not None:
-        what, key = found
-        raise LoraError(
-            f"'{name}' is {what} (its key '{key}'), a format that is not read yet. Use a LoRA or LoCon file."
-        )
-    places = {key: parse_key(key) for key in keys}
-    unknown = [key for key, place in places.items() if place is None]
-    if len(unknown) == len(keys):
-        what = f"{len(keys)} tensors, first '{keys[0]}'" if keys else "no tensors"
-        raise LoraError(f"'{name}' is not a LoRA: it holds {what}. If it is a checkpoint, load it as the model.")
-    if unknown:
-        raise LoraError(
-            f"'{name}' has {len(unknown)} keys of {len(keys)} that fit no known module, first '{unknown[0]}'."
-        )
-    return {key: place for key, place in places.items() if place is not None}
-
-
-def _layers(
-    name: str, places: Mapping[str, Key], tensors: Mapping[str, Tensor], configs: PeftConfigs
-) -> dict[tuple[Component, str], LoraLayer]:
-    groups: dict[tuple[Component, str], dict[Part, Tensor]] = {}
-    for key, (component, module, part) in places.items():
-        group = groups.setdefault((component, module), {})
-        if part in group:
-            raise LoraError(f"'{name}' has '{part}' of the module '{module}' twice, the second time as '{key}'.")
-        group[part] = tensors[key]
-    return {place: _layer(name, place, group, configs) for place, group in groups.items()}
-
-
-def _layer(name: str, place: tuple[Component, str], parts: Mapping[Part, Tensor], configs: PeftConfigs) -> LoraLayer:
-    component, module = place
-    for part in ("down", "up"):
-        if part not in parts:
-            raise LoraError(f"'{name}' is incomplete: the module '{module}' has {' and '.join(parts)} but no '{part}'.")
-    down, up, mid = parts["down"], parts["up"], parts.get("mid")
-    if not _is_sound(down, up, mid):
-        shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items() if part != "alpha")
-        raise LoraError(f"'{name}' is damaged: the shapes of the module '{module}' do not fit one another ({shapes}).")
-    if "alpha" not in parts:
-        return LoraLayer(down, up, configs.alpha(component, module, rank=down.shape[0]), mid)
-    if parts["alpha"].numel() != 1:
-        raise LoraError(f"'{name}' is damaged: the alpha of the module '{module}' is not one number.")
-    return LoraLayer(down, up, float(parts["alpha"]), mid)
-
-
-def _is_sound(down: Tensor, up: Tensor, mid: Tensor | None) -> bool:
-    if down.ndim not in (2, 4) or up.ndim not in (2, 4) or 0 in down.shape or up.shape[1] != down.shape[0]:
-        return False
-    if up[0, 0].numel() != 1:
-        return False
-    return mid is None or (mid.shape[:2] == (down.shape[0],) * 2 and mid.ndim == 4 and down[0, 0].numel() == 1)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return tensor_hash(file)
-
-
 def _shape(layer: LoraLayer) -> torch.Size:
     inner = layer.down.shape[2:] if layer.mid is None else layer.mid.shape[2:]
     return torch.Size((layer.up.shape[0], layer.down.shape[1], *inner))
-
-
-def _check_family(name: str, unet: Mapping[str, LoraLayer], text: Mapping[str, LoraLayer], family: Family) -> None:
-    width = _cross_attention_dim(layer for module, layer in unet.items() if _is_cross(module))
-    if width is None:
-        width = _width_by_text(text, family)
-    if width is None or width == family.cross_attention_dim:
-        return
-    label = _LABELS.get(width)
-    load = f"an {label} checkpoint" if label else "the checkpoint it was made for"
-    raise LoraError(
-        f"'{name}' is a LoRA for {label or 'another family'} (cross-attention {width}) but the model is {family.label} "
-        f"({family.cross_attention_dim}). Load {load}, or a LoRA made for {family.label}."
-    )
-
-
-def _width_by_text(text: Mapping[str, LoraLayer], family: Family) -> int | None:
-    """For a LoRA without cross-attention: the width that its text encoders would feed, None if they do not tell."""
-    widths = {name.partition(".")[0]: layer.down.shape[1] for name, layer in text.items() if name.endswith(".q_proj")}
-    return sum(widths.values()) if len(widths) in (family.text_encoders, 2) else None
-
-
-def _is_cross(module: str) -> bool:
-    return module.endswith((".attn2.to_k", ".attn2.to_v"))
-
-
-def _cross_attention_dim(layers: Iterable[LoraLayer]) -> int | None:
-    return next((layer.down.shape[1] for layer in layers), None)
 
 
 def _check_weight(lora: Lora, weight: float) -> None:
@@ -347,7 +188,7 @@ def _kohya_tensors(layers: Mapping[str, tuple[Tensor, Tensor]], alpha: float) ->
         raise LoraError("There are no LoRA layers to write.")
     tensors: dict[str, Tensor] = {}
     for module, (down, up) in layers.items():
-        if parse_key(kohya_name(module) + ".alpha") != ("unet", module, "alpha") or not _is_sound(down, up, None):
+        if parse_key(kohya_name(module) + ".alpha") != ("unet", module, "alpha") or not is_sound(down, up, None):
             raise LoraError(f"The LoRA layer '{module}' cannot be written: its name or shapes would not be read again.")
         if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
             raise LoraError(

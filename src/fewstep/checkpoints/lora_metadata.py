@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from fewstep.checkpoints.load import Sampling
+from fewstep.checkpoints.description import Sampling
 from fewstep.errors import LoraError
 
 N = TypeVar("N", int, float)

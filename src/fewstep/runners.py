@@ -1,0 +1,204 @@
+"""The pipeline's back ends: how text, noise, network and autoencoder are asked for in PyTorch and in ONNX Runtime.
+
+Shapes: B pictures, C 4 latent channels, H and W latent height and width (pixels / 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from fewstep.image import CELL_PX
+from fewstep.plan import Plan
+from fewstep.sampling.sampler import Denoiser
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fewstep.backends.onnx_model import OnnxModel
+    from fewstep.checkpoints.load import Model
+    from fewstep.checkpoints.lora_read import Lora
+
+Array: TypeAlias = Any
+
+
+class Runner(Protocol):
+    """What a pipeline asks of a back end: arrays of its own kind; pictures as uint8 (B, height, width, 3)."""
+
+    def read_lora(self, path: Path) -> Lora:
+        """A LoRA made for this model's family; raises LoraError."""
+        ...
+
+    def set_loras(self, loras: Sequence[tuple[Lora, float, float]]) -> None:
+        """Make the model carry exactly these (LoRA, weight for the UNet, weight for the text encoders)."""
+        ...
+
+    def denoiser(self, plan: Plan, count: int) -> Denoiser:
+        """The network with this plan's prompt and guidance inside, for `count` pictures."""
+        ...
+
+    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
+        """A function whose every call draws the next unit noise (B, 4, height / 8, width / 8), one generator a seed."""
+        ...
+
+    def encode(self, pixels_BHWC: np.ndarray) -> Array:
+        """Pictures to latents, the same each time."""
+        ...
+
+    def decode(self, z_BCHW: Array) -> np.ndarray:
+        """Latents to pictures."""
+        ...
+
+    def weights(self, cells_HW: np.ndarray) -> Array:
+        """A map of booleans as ones and zeros that multiply latents: (1, 1, H, W)."""
+        ...
+
+
+class TorchRunner:
+    """The eager PyTorch back end, on the model's own device."""
+
+    def __init__(self, model: Model) -> None:
+        from fewstep.checkpoints.lora import LoraStack
+
+        self.model = model
+        self._stack = LoraStack(model)
+
+    def read_lora(self, path: Path) -> Lora:
+        """As torch tensors."""
+        from fewstep.checkpoints.lora_read import read_lora
+
+        return read_lora(path, family=self.model.family)
+
+    def set_loras(self, loras: Sequence[tuple[Lora, float, float]]) -> None:
+        """Merged in place; taken out again to the last bit."""
+        self._stack.set(loras)
+
+    def denoiser(self, plan: Plan, count: int) -> Denoiser:
+        """Text is encoded once and serves every picture."""
+        from fewstep.backends.eager import EagerDenoiser
+
+        skip, encoder = plan.request.clip_skip, self.model.text
+        text = encoder.encode([plan.words], clip_skip=skip)
+        negative = encoder.encode_negative([plan.request.negative_prompt], clip_skip=skip) if plan.guided else None
+        return EagerDenoiser(self.model, text, negative, plan.guidance)
+
+    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
+        """Drawn on the CPU in float32, so a seed means the same noise on every device and in every batch."""
+        import torch
+
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        shape = (1, 4, size[1] // CELL_PX, size[0] // CELL_PX)
+        return lambda: torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
+
+    def encode(self, pixels_BHWC: np.ndarray) -> Array:
+        """The mode of the posterior, not a draw from it."""
+        import torch
+
+        from fewstep.models.vae import encode
+
+        image_BCHW = torch.from_numpy(pixels_BHWC.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.no_grad():
+            return encode(self.model.vae, image_BCHW.to(self.model.device))
+
+    def decode(self, z_BCHW: Array) -> np.ndarray:
+        """One picture at a time: the decoder is the hungriest part, and batches gain it little."""
+        import torch
+
+        from fewstep.models.vae import decode
+
+        with torch.no_grad():
+            image_BCHW = torch.cat([decode(self.model.vae, z_1CHW) for z_1CHW in z_BCHW.split(1)])
+        return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def weights(self, cells_HW: np.ndarray) -> Array:
+        """On the model's device, float32."""
+        import torch
+
+        return torch.from_numpy(cells_HW).float()[None, None].to(self.model.device)
+
+
+class OnnxRunner:
+    """ONNX Runtime on the CPU: numpy arrays, torch is never imported."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        """Begins to make the sessions that no LoRA is likely to change."""
+        self.model = model
+        model.sessions.start("text_encoder", "vae_decoder")
+
+    def read_lora(self, path: Path) -> Lora:
+        """As numpy arrays; by torch only where numpy lacks the number format (bfloat16)."""
+        from fewstep.checkpoints.files import has_numpy_formats
+        from fewstep.checkpoints.lora_read import read_lora
+
+        return read_lora(path, family=self.model.family, numpy=has_numpy_formats(path))
+
+    def set_loras(self, loras: Sequence[tuple[Lora, float, float]]) -> None:
+        """Merged when the networks are next loaded, which begins here, in the background."""
+        self.model.set_loras(loras)
+        self.model.warm()
+
+    def denoiser(self, plan: Plan, count: int) -> Denoiser:
+        """Text is encoded once and serves every picture."""
+        from fewstep.backends.onnx import OnnxDenoiser
+
+        skip, encoder = plan.request.clip_skip, self.model.text
+        text = encoder.encode([plan.words], clip_skip=skip)
+        negative = encoder.encode_negative([plan.request.negative_prompt], clip_skip=skip) if plan.guided else None
+        return OnnxDenoiser(self.model, text, negative, plan.guidance)
+
+    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
+        """The same numbers as torch's, to about 1e-6."""
+        import numpy as np
+
+        from fewstep.noise import CpuNoise
+
+        streams = [CpuNoise(seed) for seed in seeds]
+        shape = (1, 4, size[1] // CELL_PX, size[0] // CELL_PX)
+        return lambda: np.concatenate([stream.normal(shape) for stream in streams])
+
+    def encode(self, pixels_BHWC: np.ndarray) -> Array:
+        """The mode of the posterior, not a draw from it."""
+        return self.model.encode(pixels_BHWC)
+
+    def decode(self, z_BCHW: Array) -> np.ndarray:
+        """One picture at a time."""
+        return self.model.decode(z_BCHW)
+
+    def weights(self, cells_HW: np.ndarray) -> Array:
+        """As float32."""
+        return cells_HW.astype("float32")[None, None]
+
+
+def runner_of(model: Model | OnnxModel) -> Runner:
+    """The back end that a model was opened for."""
+    from fewstep.backends.onnx_model import OnnxModel
+
+    return OnnxRunner(model) if isinstance(model, OnnxModel) else TorchRunner(model)
+
+
+def open_model(path: str | Path | None, *, device: str | None, dtype: str | None) -> Model | OnnxModel:
+    """A model for ONNX Runtime where that answers soonest, else for torch.
+
+    ONNX Runtime: float32 on the CPU, from a folder that has graphs; the embedded model also where a GPU might be there,
+    because it paints a picture in less time than torch takes to look for one.
+
+    Raises CheckpointError for the model's files, DeviceError for device and dtype.
+    """
+    if _wants_onnx(path, device, dtype):
+        from fewstep.backends.onnx_model import open_onnx
+
+        return open_onnx(path)
+    from fewstep.checkpoints.load import load_model
+
+    return load_model(path, device=device, dtype=dtype)
+
+
+def _wants_onnx(path: str | Path | None, device: str | None, dtype: str | None) -> bool:
+    from fewstep.checkpoints.description import assets_path
+
+    folder = assets_path() if path is None else Path(path).expanduser()
+    devices = (None, "auto", "cpu") if path is None else ("cpu",)
+    asked = device in devices and dtype in (None, "auto", "fp32", "float32")
+    return asked and (folder / "onnx" / "weights.json").is_file() and find_spec("onnxruntime") is not None
