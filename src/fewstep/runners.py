@@ -56,6 +56,13 @@ class Runner(Protocol):
         ...
 
 
+def _texts(encoder: Any, plan: Plan) -> tuple[Any, Any]:
+    """The encoded prompt and, where guidance asks for it, negative prompt of a plan."""
+    skip = plan.request.clip_skip
+    text = encoder.encode([plan.words], clip_skip=skip)
+    return text, encoder.encode_negative([plan.request.negative_prompt], clip_skip=skip) if plan.guided else None
+
+
 class TorchRunner:
     """The eager PyTorch back end, on the model's own device."""
 
@@ -79,10 +86,7 @@ class TorchRunner:
         """Text is encoded once and serves every picture."""
         from fewstep.backends.eager import EagerDenoiser
 
-        skip, encoder = plan.request.clip_skip, self.model.text
-        text = encoder.encode([plan.words], clip_skip=skip)
-        negative = encoder.encode_negative([plan.request.negative_prompt], clip_skip=skip) if plan.guided else None
-        return EagerDenoiser(self.model, text, negative, plan.guidance)
+        return EagerDenoiser(self.model, *_texts(self.model.text, plan), plan.guidance)
 
     def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
         """Drawn on the CPU in float32, so a seed means the same noise on every device and in every batch."""
@@ -143,10 +147,7 @@ class OnnxRunner:
         """Text is encoded once and serves every picture."""
         from fewstep.backends.onnx import OnnxDenoiser
 
-        skip, encoder = plan.request.clip_skip, self.model.text
-        text = encoder.encode([plan.words], clip_skip=skip)
-        negative = encoder.encode_negative([plan.request.negative_prompt], clip_skip=skip) if plan.guided else None
-        return OnnxDenoiser(self.model, text, negative, plan.guidance)
+        return OnnxDenoiser(self.model, *_texts(self.model.text, plan), plan.guidance)
 
     def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
         """The same numbers as torch's, to about 1e-6."""

@@ -1,5 +1,6 @@
 """Runs of a few steps on a tiny random model: resume, clipping, averages, looks, and the end of a run."""
 
+import contextlib
 import json
 from itertools import islice
 
@@ -187,6 +188,28 @@ def test_a_ruined_student_is_refused(new_run, tmp_path):
     with pytest.raises(QualityError, match=r"rejected\.safetensors"):
         finish(run, tmp_path / "lcm.safetensors")
     assert QualityError.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("found", "accepted"),
+    [
+        ({"student": 1.0, "plain": 2.0, "guided": {1: 3.0, 2: 0.5}}, True),  # two guided steps are four evaluations
+        ({"student": 1.0, "plain": 2.0, "guided": {1: 0.9, 2: 0.5}}, False),
+        ({"student": 1.0, "plain": 0.9, "guided": {1: 3.0, 2: 3.0}}, False),
+        ({"student": float("nan"), "plain": 2.0, "guided": {1: 3.0, 2: 3.0}}, False),
+    ],
+)
+def test_teacher_and_student_are_compared_at_equal_evaluations(new_run, tmp_path, monkeypatch, found, accepted):
+    def distance(run, who, steps):
+        return found[who][steps] if who == "guided" else found[who]
+
+    monkeypatch.setattr(ending, "distance", distance)
+    run = new_run()
+    assert run.recipe.sampling_steps == 2
+    steps_of(run, 6)
+    with contextlib.nullcontext() if accepted else pytest.raises(QualityError, match="as many evaluations"):
+        finish(run, tmp_path / "lcm.safetensors")
+    assert (tmp_path / "lcm.safetensors").exists() == accepted
 
 
 def test_a_file_that_answers_otherwise_is_refused(new_run, tmp_path, monkeypatch):

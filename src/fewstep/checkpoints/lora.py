@@ -132,13 +132,15 @@ def write_lora(
     layers: Mapping[str, tuple[Tensor, Tensor]],
     *,
     alpha: float,
+    title: str | None = None,
     metadata: Mapping[str, str] | None = None,
     sampling: Sampling | None = None,
 ) -> Lora:
     """Write UNet layers (module name -> down, up) in kohya's naming, read the file back, compare and return it.
 
     The tensors are written in the number format they have; `alpha` is one for all modules, because diffusers misreads
-    others. `metadata` is added to, and wins over, what other programs look for.
+    others. `title` is what other programs show (the file's name, unless given). `metadata` is added to, and wins over,
+    what other programs look for.
 
     Raises:
         LoraError: there are no layers, or one that could not be read again: a wrong shape, a NaN, an unknown name.
@@ -147,7 +149,7 @@ def write_lora(
     path = Path(path)
     tensors = _kohya_tensors(layers, alpha)
     facts = required_metadata(
-        title=path.stem,
+        title=title or path.stem,
         alpha=alpha,
         ranks={down.shape[0] for down, _ in layers.values()},
         convolutions=any(down.ndim == 4 and down[0, 0].numel() > 1 for down, _ in layers.values()),

@@ -144,9 +144,10 @@ def _progress(training: "Run", quiet: bool) -> Iterator[Any]:
 
 
 def _sentence(facts: dict[str, Any]) -> str:
+    guided = "" if facts["guided"] is None else f", with guidance {facts['guided']:.4g}"
     return (
         f"{facts['path']}: after {facts['steps']} steps, {facts['student']:.4g} from the teacher's solution at "
-        f"{facts['sampling_steps']} sampling steps (the teacher itself, with guidance: {facts['teacher']:.4g})."
+        f"{facts['sampling_steps']} evaluations (the teacher itself: {facts['plain']:.4g}{guided})."
     )
 
 
