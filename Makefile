@@ -87,14 +87,14 @@ clean:  ## remove the environment and caches (build/, with its training runs, st
 
 TRAIN  := $(VENV)/.train.stamp
 WORK   := build/pictogram
-STEPS  := fetch tokenizer vae teacher encode distill judge style evaluate ship
+STEPS  := fetch tokenizer vae teacher encode distill judge style ship evaluate sheet
 RECIPE ?= cpu
 
 VAE_cpu     := --steps 3600 --batch 16
 VAE_gpu     := --steps 20000 --batch 64
-BROAD_cpu   := --words all --steps 3350 --until 1414
+BROAD_cpu   := --words all --steps 7000 --until 1414
 BROAD_gpu   := --words all --steps 12000 --batch 256 --scenes 96000
-FINISH_cpu  := --words everyday --steps 3350 --scenes 10240
+FINISH_cpu  := --words everyday --steps 7000 --scenes 10240
 FINISH_gpu  := $(BROAD_gpu)
 ENCODE_cpu  := --words everyday --scenes 6144
 ENCODE_gpu  := --words all --scenes 49152
@@ -140,3 +140,6 @@ pictogram-evaluate: $(TRAIN)  ## the figures of the README, and of the LoRA on t
 
 pictogram-ship: $(TRAIN)  ## everything into the package, as fp16
 	$(BIN)/python -m pictogram.ship
+
+pictogram-sheet: $(TRAIN)  ## the contact sheet of the README
+	$(BIN)/python -m pictogram.sheet

@@ -1,7 +1,7 @@
 """The quality table of the embedded model, at equal numbers of network evaluations.
 
-    python -m pictogram.evaluate            # -> build/pictogram/evaluation.json and .md, docs/pictures
-    python -m pictogram.evaluate --model build/pictogram/blob --lora LORA --prompts-only-style blob --name blob
+    python -m pictogram.evaluate            # -> evaluation.json in build/pictogram and beside the model, docs/pictures
+    python -m pictogram.evaluate --model build/pictogram/style-model --lora LORA --prompts-only-style blob --name blob
 
 Every cell draws the same prompts from the same noise; its pictures are kept in build/pictogram/cells, so a run that was
 stopped goes on with the next cell.
@@ -237,6 +237,8 @@ def main() -> None:
         "rows": rows,
     }
     print(write_report(document, args.build, args.name))
+    if args.model is None and args.name == "pictogram":
+        write_json(model.path / "evaluation.json", document)
     write_sheets(drawn, cases, args.pictures, name=args.name)
 
 

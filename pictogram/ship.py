@@ -54,8 +54,7 @@ def main() -> None:
     model = load_model(BUILD / "model")
     save_model(replace(model, sampling=replace(model.sampling, **TEACHER)), args.output, dtype="fp16")
     shutil.copy(BUILD / "lcm-lora.safetensors", args.output / "lcm-lora.safetensors")
-    if (BUILD / "evaluation.json").exists():
-        shutil.copy(BUILD / "evaluation.json", args.output / "evaluation.json")
+    (args.output / "evaluation.json").unlink(missing_ok=True)  # of other weights; pictogram.evaluate writes it anew
     export_graphs(args.output)
     (args.output / "recipe.toml").write_text(provenance(args.output))
     tomllib.loads((args.output / "recipe.toml").read_text())
