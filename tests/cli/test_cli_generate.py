@@ -266,3 +266,15 @@ def test_interruptions_and_surprises(capsys, monkeypatch, error, code, said):
     assert ("-v" in output) == (code == 1)
     assert generate("a cat", "-o", "a.png", "-v") == code
     assert ("Traceback" in capsys.readouterr().err) == (code == 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("pictogram", None), ("Lykon/dreamshaper-8", "Lykon/dreamshaper-8"), ("here", "here")]
+)
+def test_a_picture_names_its_model(tmp_path, monkeypatch, name, found):
+    from fewstep.cli.recall import Recalled, recalled_model
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    model = recalled_model(Recalled(tmp_path / "a.png", {}, {"Model": name}))
+    assert (model if model is None else str(model)) == found

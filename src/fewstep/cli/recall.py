@@ -64,18 +64,23 @@ def merged(recalled: Recalled, explicit: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def recalled_model(recalled: Recalled) -> Path | None:
-    """The model folder that the picture names, here or beside the picture; None stands for the embedded model.
+def recalled_model(recalled: Recalled) -> Path | str | None:
+    """The model folder that the picture names, here or beside the picture, or its Hub name; None stands for the
+    embedded model.
 
     Raises:
         CheckpointError: it is not there.
     """
+    from fewstep.checkpoints.hub import is_hub_id
+
     name = recalled.settings.get("Model", EMBEDDED)
     if name == EMBEDDED:
         return None
     for folder in (Path(), recalled.path.parent):
         if (folder / name).is_dir():
             return folder / name
+    if is_hub_id(name):
+        return name
     found = recalled.settings.get("Model hash", "unknown")
     raise CheckpointError(f"'{recalled.path}' was made with the model '{name}' (hash {found}). Give it with --model.")
 
