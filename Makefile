@@ -87,7 +87,7 @@ clean:  ## remove the environment and caches (build/, with its training runs, st
 
 TRAIN  := $(VENV)/.train.stamp
 WORK   := build/pictogram
-STEPS  := fetch tokenizer vae teacher encode distill judge style ship evaluate sheet
+STEPS  := fetch tokenizer vae teacher encode distill judge style ship evaluate papers sheet
 RECIPE ?= cpu
 
 VAE_cpu     := --steps 3600 --batch 16
@@ -140,6 +140,9 @@ pictogram-evaluate: $(TRAIN)  ## the figures of the README, and of the LoRA on t
 
 pictogram-ship: $(TRAIN)  ## everything into the package, as fp16
 	$(BIN)/python -m pictogram.ship
+
+pictogram-papers: $(TRAIN)  ## the measured figures into README and card
+	$(BIN)/python -m pictogram.papers
 
 pictogram-sheet: $(TRAIN)  ## the contact sheet of the README
 	$(BIN)/python -m pictogram.sheet
