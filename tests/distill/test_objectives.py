@@ -28,10 +28,10 @@ STUDENT, TARGET, COND, UNCOND = (linear_network(*pair) for pair in ((0.9, 0.1), 
 NETWORKS = Networks(student=STUDENT, target=TARGET, teacher=lambda z, t_B: (COND(z, t_B), UNCOND(z, t_B)))
 
 
-def draw_at(t, t_next, w, seed=0):
+def draw_at(t, t_next, w, seed=0, s=0):
     generator = torch.Generator().manual_seed(seed)
     z0, noise = torch.randn(2, 1, 4, 3, 3, generator=generator)
-    return Draw(z0, noise, torch.tensor([t]), torch.tensor([t_next]), torch.tensor([w]))
+    return Draw(z0, noise, torch.tensor([t]), torch.tensor([t_next]), torch.tensor([s]), torch.tensor([w]))
 
 
 def reference_loss(abar, prediction, draw, c):
@@ -123,7 +123,7 @@ def test_a_grid_that_does_not_divide_is_refused(bad):
 
 
 def test_names():
-    assert objective_named("lcm") is latent_consistency
+    assert objective_named("lcm").loss is latent_consistency
     for ask in (lambda: objective_named("tcm"), lambda: distance_named("l1", huber_c=1.0)):
         with pytest.raises(RecipeError, match="Use one of"):
             ask()

@@ -18,6 +18,7 @@ from fewstep.distill.recipes import learning_rate_at
 from fewstep.distill.report import look
 from fewstep.distill.run import METRICS, Run, save
 from fewstep.distill.students import choose, networks
+from fewstep.distill.targets import Ends
 from fewstep.errors import QualityError
 from fewstep.models.text import Text
 
@@ -98,8 +99,11 @@ def draw(run: Run, place: int) -> tuple[Draw, Text]:
     noise_BCHW = torch.randn(batch.z0_BCHW.shape, generator=generator)
     w_B = recipe.w_min + (recipe.w_max - recipe.w_min) * torch.rand(recipe.batch, generator=generator)
     empty_B = torch.rand(recipe.batch, generator=generator) < recipe.empty_captions
-    t_B, t_next_B = grid_pair(index_B, recipe.origin_steps, run.model.schedule.count)
-    tensors = (value.to(run.device) for value in (batch.z0_BCHW, noise_BCHW, t_B, t_next_B, w_B))
+    count = run.model.schedule.count
+    t_B, t_next_B = grid_pair(index_B, recipe.origin_steps, count)
+    uniform_B2 = torch.rand((recipe.batch, 2), generator=generator)
+    s_B = objective_named(recipe.objective).target(recipe)(Ends(t_B, t_next_B, uniform_B2, recipe.origin_steps, count))
+    tensors = (value.to(run.device) for value in (batch.z0_BCHW, noise_BCHW, t_B, t_next_B, s_B, w_B))
     return Draw(*tensors), choose(empty_B, run.cache.empty, batch.text).to(run.device)
 
 
@@ -113,8 +117,7 @@ def loss_by_quarter(t_N: torch.Tensor, loss_N: torch.Tensor, count: int) -> tupl
 def _backward(run: Run, place: int) -> tuple[torch.Tensor, torch.Tensor]:
     recipe = run.recipe
     drawn, text = draw(run, place)
-    objective = objective_named(recipe.objective)
-    loss_B = objective(
+    loss_B = objective_named(recipe.objective).loss(
         networks(run.student, text, run.cache.empty.to(run.device), w_B=drawn.w_B),
         run.model.schedule,
         drawn,
