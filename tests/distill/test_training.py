@@ -19,7 +19,7 @@ from fewstep.distill.students import networks
 from fewstep.distill.trainer import clip_gradients, draw, loss_by_quarter, train
 from fewstep.errors import OutputError, QualityError, RecipeError
 from fewstep.sampling.schedule import Schedule, scaled_linear, zero_terminal_snr
-from tests.distill.conftest import FULL, LORA
+from tests.distill.conftest import FULL, LORA, MATCHING
 from tests.tiny import tiny_model
 
 
@@ -27,7 +27,7 @@ def steps_of(run, count):
     return [report.loss for report in islice(train(run), count)]
 
 
-@pytest.mark.parametrize("values", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("values", [LORA, FULL, MATCHING], ids=["lora", "full", "matching"])
 def test_a_resumed_run_continues_bit_for_bit(new_run, values):
     whole = new_run(values, folder="whole")
     losses = steps_of(whole, 6)
@@ -55,6 +55,32 @@ def test_every_weight_learns_and_the_base_does_not(new_run):
     )
     still = [name for name in run.student.parameters if ".lora_B." in name and not now[name].any()]
     assert [name for name in still if not name.startswith(deaf)] == []
+
+
+def test_matching_trains_two_sets_of_layers_and_ships_one(new_run, tmp_path, monkeypatch):
+    passing(monkeypatch)
+    run = new_run(MATCHING)
+    before = {name: value.detach().clone() for name, value in run.student.parameters.items()}
+    (report,) = islice(train(run), 1)
+    assert set(report.losses) == {"matching", "fake"}
+    steps_of(run, 3)
+    moved = {name.split(".")[-2] for name, value in run.student.parameters.items() if not value.equal(before[name])}
+    assert moved == {"fewstep", "fake"} and [len(group) for group in run.student.groups] == [len(before) // 2] * 2
+    result = finish(run, tmp_path / "tdm.safetensors")
+    lora = read_lora(result.path, family=run.model.family)
+    assert len(lora.layers) == len(before) // 4 and result.read_back_error < 2e-3
+
+
+def test_a_full_student_cannot_match(new_run):
+    with pytest.raises(RecipeError, match="student = 'lora'"):
+        new_run(FULL | {"objective": "tdm", "phases": 2})
+
+
+@pytest.mark.parametrize("name", ["lcm", "lcf", "tcd", "pcm", "tscd", "tdd", "tdm"])
+def test_every_method_takes_a_step(new_run, name):
+    run = new_run(LORA | {"objective": name, "origin_steps": 20})
+    (report,) = islice(train(run), 1)
+    assert report.loss > 0 and report.gradient_norm > 0
 
 
 def test_a_full_student_starts_as_its_teacher(new_run):

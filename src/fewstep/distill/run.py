@@ -62,7 +62,7 @@ def begin(recipe: Recipe, model: Model, cache: LatentCache, *, folder: str | Pat
     size = (cache.shape[1] * factor, cache.shape[2] * factor)
     student = STUDENTS[recipe.student](model.unet, recipe, size=size)
     optimiser = torch.optim.AdamW(
-        [{"params": list(group.values())} for group in student.groups],
+        [{"params": group} for group in student.groups],
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         fused=True,

@@ -7,6 +7,7 @@ The student is the UNet with the layers on, the teacher the same UNet inside `ba
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -61,8 +62,10 @@ def add_lora(
     unet.requires_grad_(False)
     # peft declares its alpha a whole number, and divides whatever it is given.
     config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=chosen, lora_dropout=0.0, bias="none")
-    for adapter in adapters:
-        inject_adapter_in_model(config, unet, adapter_name=adapter)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*multiple adapters.*")  # they are meant
+        for adapter in adapters:
+            inject_adapter_in_model(config, unet, adapter_name=adapter)
     for _, layer in _layers(unet):
         layer.set_adapter(adapters[0])
     return [parameter for adapter in adapters for parameter in _initialise(unet, seed, adapter)]
