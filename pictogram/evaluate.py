@@ -32,6 +32,7 @@ from fewstep.evaluate.score import Seen, row, score
 from fewstep.evaluate.suite import Cell, Easel, Pictures, equal_cells, own_cell, teacher_cell
 from fewstep.evaluate.table import markdown
 from fewstep.grid import table
+from fewstep.sampling.sampler import sampler_named
 from pictogram.concepts import CONCEPTS, EVERYDAY
 from pictogram.fetch import BUILD
 from pictogram.judge import reconstructed
@@ -86,8 +87,10 @@ def all_cells(lora: Lora | None, evaluations: Sequence[int], guidance: float) ->
     """The teacher in many steps first, then all ways at equal numbers of evaluations."""
     sampling = (lora.sampling if lora else None) or Sampling("lcm", "linspace-lcm", steps=4, guidance=1.0)
     student = own_cell("LCM-LoRA", 1, sampling, lora=True)
-    cells = equal_cells(evaluations, student, guidance=guidance)
-    return [teacher_cell(guidance), *(cell for cell in cells if lora is not None or not cell.lora)]
+    cells = [teacher_cell(guidance), *equal_cells(evaluations, student, guidance=guidance)]
+    if sampler_named(sampling.sampler).noisy:  # fresh noise on the way leaves the teacher's picture by itself
+        cells += [replace(student, name="LCM-LoRA, DDIM jumps", sampler="ddim", steps=count) for count in evaluations]
+    return [cell for cell in cells if lora is not None or not cell.lora]
 
 
 def fingerprint(model: Model, lora: Lora | None, cell: Cell, cases: Sequence[Case]) -> str:

@@ -60,7 +60,7 @@ def groups(document: dict[str, Any]) -> str:
     lines = []
     for group in GROUPS:
         for row in document["rows"]:
-            mine = row["cell"] == "LCM-LoRA" or row.get("evaluations", 0) > max(EVALUATIONS)
+            mine = row["cell"].startswith("LCM-LoRA") or row.get("evaluations", 0) > max(EVALUATIONS)
             if row["group"] == group and mine:
                 figures = [show(key, row.get(key)) for key in ("count", "top1", "style", "background", "nearest_p5")]
                 lines.append([group, f"{row['cell']}, {row['evaluations']} evaluations", *figures])

@@ -50,7 +50,7 @@ def finish(run: Run, path: str | Path) -> Result:
 
     Raises QualityError, and leaves the result beside `path` as `.rejected`, when what is read back answers otherwise,
     or when the student at `sampling_steps` steps is not nearer to the teacher's many-step solution than the teacher
-    itself under the same sampler, from the same noise, at as many evaluations of the network, guided or not; or when
+    itself by the same jumps, from the same noise, at as many evaluations of the network, guided or not; or when
     it has hardly moved from its teacher at all.
     """
     path = Path(path)

@@ -2,7 +2,8 @@
 
 The distance is the root mean square over a latent, averaged over the set, to the teacher's many-step guided DDIM
 solution. Beside the student stand two rows without it: the guided teacher under the student's sampler, and the plain
-one (w = 0).
+one (w = 0). A sampler that draws fresh noise on the way leaves the teacher's solution by that noise alone, however good
+the student; in its place distances are measured by DDIM jumps over the same timesteps.
 
 Shapes: N items of the fixed set, C channels, H, W latent height and width.
 """
@@ -30,9 +31,10 @@ GRID_ROWS = 8
 
 def look(run: Run) -> dict[str, Any]:
     """Measure the student and write samples-<step>.png; returns {"step", "distance": {who: {steps: rms}}}."""
-    found = {steps: solve(run, "student", steps) for steps in run.recipe.look_steps}
-    columns = [*found.values(), teacher_solution(run)]
-    picture_grid(run, columns).save(run.folder / f"samples-{run.step:06d}.png")
+    recipe = run.recipe
+    found = {steps: solve(run, "student", steps) for steps in recipe.look_steps}
+    drawn = [_sample(run, "student", steps, sampler=recipe.sampler, table=recipe.table) for steps in recipe.look_steps]
+    picture_grid(run, [*drawn, teacher_solution(run)]).save(run.folder / f"samples-{run.step:06d}.png")
     return {"step": run.step, "distance": {"student": _distances(run, found)} | teacher_distances(run)}
 
 
@@ -62,8 +64,9 @@ def teacher_distances(run: Run) -> dict[str, dict[str, float]]:
 
 
 def solve(run: Run, who: str, steps: int) -> torch.Tensor:
-    """Sample the fixed set with the recipe's sampler and table; z_NCHW."""
-    return _sample(run, who, steps, sampler=run.recipe.sampler, table=run.recipe.table)
+    """Sample the fixed set over the recipe's timesteps, by its sampler or, where that is noisy, by DDIM; z_NCHW."""
+    sampler = "ddim" if sampler_named(run.recipe.sampler).noisy else run.recipe.sampler
+    return _sample(run, who, steps, sampler=sampler, table=run.recipe.table)
 
 
 def picture_grid(run: Run, columns: Iterable[torch.Tensor]) -> Image.Image:

@@ -23,7 +23,10 @@ from fewstep.models.vae import scale_factor
 
 STATE = "state.safetensors"
 METRICS = "metrics.jsonl"
-_FREE_TO_CHANGE = {"model", "steps", "save_every", "look_every", "look_count", "look_steps", "look_teacher_steps"}
+_FREE_TO_CHANGE = {
+    *("model", "steps", "save_every", "look_every", "look_count", "look_steps", "look_teacher_steps"),
+    *("sampler", "table", "sampling_steps", "sampling_origin_steps", "sampling_guidance"),
+}
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
