@@ -87,8 +87,8 @@ def test_a_full_student_starts_as_its_teacher(new_run):
     run = new_run(FULL)
     drawn, text = draw(run, 0)
     three = networks(run.student, text, run.cache.empty, w_B=drawn.w_B)
-    outputs = [network(drawn.z0_BCHW, drawn.t_B).detach() for network in (three.student, three.target)]
-    teacher, _ = three.teacher(drawn.z0_BCHW, drawn.t_B)
+    outputs = [network(drawn.z0_BCHW, drawn.times.t_B).detach() for network in (three.student, three.target)]
+    teacher, _ = three.teacher(drawn.z0_BCHW, drawn.times.t_B)
     assert all(torch.allclose(output, teacher, atol=1e-5) for output in outputs)
     assert not run.student.student_unet.time_embedding.cond_proj.weight.any()
 
@@ -128,7 +128,7 @@ def test_draws_are_on_the_grid_and_depend_on_their_place(new_run):
     run = new_run(origin_steps=20)
     (one, _), (same, _), (other, _) = draw(run, 5), draw(run, 5), draw(run, 6)
     assert torch.equal(one.noise_BCHW, same.noise_BCHW) and not torch.equal(one.noise_BCHW, other.noise_BCHW)
-    assert all((int(t) + 1) % 50 == 0 for t in one.t_B) and one.w_B.tolist() == [1.5, 1.5]
+    assert all((int(t) + 1) % 50 == 0 for t in one.times.t_B) and one.w_B.tolist() == [1.5, 1.5]
 
 
 def test_loss_by_quarter():
