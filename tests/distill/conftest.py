@@ -26,6 +26,7 @@ LORA = {
     "look_teacher_steps": 4,
     "sampling_steps": 2,
 }
+MATCHING = LORA | {"objective": "tdm", "phases": 2}
 FULL = LORA | {"student": "full", "w_max": 4.0}
 
 

@@ -3,17 +3,9 @@
 import pytest
 import torch
 
-from fewstep.distill.objectives import (
-    Draw,
-    Networks,
-    distance_named,
-    grid,
-    grid_pair,
-    latent_consistency,
-    objective_named,
-    pseudo_huber,
-    squared,
-)
+from fewstep.distill.objectives import OBJECTIVES, latent_consistency, objective_named, target_time_consistency
+from fewstep.distill.terms import Draw, Networks, distance_named, pseudo_huber, squared
+from fewstep.distill.times import Times, grid, grid_pair
 from fewstep.errors import RecipeError
 from fewstep.sampling.schedule import Schedule, scaled_linear, zero_terminal_snr
 
@@ -28,15 +20,20 @@ STUDENT, TARGET, COND, UNCOND = (linear_network(*pair) for pair in ((0.9, 0.1), 
 NETWORKS = Networks(student=STUDENT, target=TARGET, teacher=lambda z, t_B: (COND(z, t_B), UNCOND(z, t_B)))
 
 
-def draw_at(t, t_next, w, seed=0):
+def draw_at(t, t_next, w, seed=0, s=0):
     generator = torch.Generator().manual_seed(seed)
-    z0, noise = torch.randn(2, 1, 4, 3, 3, generator=generator)
-    return Draw(z0, noise, torch.tensor([t]), torch.tensor([t_next]), torch.tensor([w]))
+    z0, noise, again = torch.randn(3, 1, 4, 3, 3, generator=generator)
+    times = Times(*(torch.tensor([at]) for at in (t, t_next, s)), path=(999, t) if t < 999 else (999,))
+    return Draw(z0, noise, again, times, torch.tensor([w]))
+
+
+def loss_of(*arguments, **named):
+    return latent_consistency(*arguments, **named)["consistency"]
 
 
 def reference_loss(abar, prediction, draw, c):
     """LCM Algorithm 1 in float64, from the paper's formulas; returns the pseudo-Huber loss."""
-    t, t_next, w = int(draw.t_B), int(draw.t_next_B), float(draw.w_B)
+    t, t_next, w = int(draw.times.t_B), int(draw.times.t_next_B), float(draw.w_B)
     a, s = (torch.tensor(abar, dtype=torch.float64).sqrt(), (1 - torch.tensor(abar, dtype=torch.float64)).sqrt())
 
     def split(z, m, k):
@@ -64,7 +61,7 @@ def reference_loss(abar, prediction, draw, c):
 def test_one_step_is_the_papers(prediction, t, t_next, w):
     schedule = Schedule(scaled_linear(), prediction)
     draw = draw_at(t, t_next, w)
-    (loss,) = latent_consistency(NETWORKS, schedule, draw, distance=pseudo_huber(1e-3))
+    loss = loss_of(NETWORKS, schedule, draw, distance=pseudo_huber(1e-3))
     assert float(loss) == pytest.approx(
         float(reference_loss(schedule.alphas_cumprod, prediction, draw, 1e-3)), rel=2e-5
     )
@@ -73,21 +70,21 @@ def test_one_step_is_the_papers(prediction, t, t_next, w):
 def test_at_the_first_grid_point_the_target_network_is_not_heard():
     schedule, draw = Schedule(scaled_linear()), draw_at(19, 0, 2.5)
     deaf = Networks(STUDENT, lambda z, t_B: torch.full_like(z, 1e3), NETWORKS.teacher)
-    losses = [latent_consistency(networks, schedule, draw, distance=squared) for networks in (NETWORKS, deaf)]
+    losses = [loss_of(networks, schedule, draw, distance=squared) for networks in (NETWORKS, deaf)]
     assert torch.equal(*losses)
 
 
 def test_w_zero_needs_no_unconditional():
     schedule, draw = Schedule(scaled_linear()), draw_at(499, 479, 0.0)
     lean = Networks(STUDENT, TARGET, lambda z, t_B: (COND(z, t_B), None))
-    losses = [latent_consistency(networks, schedule, draw, distance=squared) for networks in (NETWORKS, lean)]
+    losses = [loss_of(networks, schedule, draw, distance=squared) for networks in (NETWORKS, lean)]
     assert torch.equal(*losses)
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
 def test_zero_terminal_snr_is_finite(prediction):
     schedule = Schedule(zero_terminal_snr(scaled_linear()), prediction)
-    (loss,) = latent_consistency(NETWORKS, schedule, draw_at(999, 979, 2.5), distance=squared)
+    loss = loss_of(NETWORKS, schedule, draw_at(999, 979, 2.5), distance=squared)
     assert torch.isfinite(loss)
 
 
@@ -98,9 +95,52 @@ def test_only_the_student_learns():
         target=lambda z, t_B: weights["target"] * z,
         teacher=lambda z, t_B: (weights["teacher"] * z, None),
     )
-    latent_consistency(networks, Schedule(scaled_linear()), draw_at(499, 479, 0.0), distance=squared).sum().backward()
+    loss_of(networks, Schedule(scaled_linear()), draw_at(499, 479, 0.0), distance=squared).sum().backward()
     assert weights["student"].grad is not None
     assert weights["target"].grad is weights["teacher"].grad is None
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_teaches_only_those_who_learn(name):
+    starts = {"student": 0.5, "target": 0.5, "teacher": 0.7, "fake": 0.6}
+    weights = {who: torch.nn.Parameter(torch.tensor(value)) for who, value in starts.items()}
+
+    def network(who):
+        return lambda z, t_B: weights[who] * z
+
+    teacher = network("teacher")
+    networks = Networks(network("student"), network("target"), lambda z, t_B: (teacher(z, t_B), None), network("fake"))
+    draw = draw_at(499, 374, 0.0, s=249)
+    losses = OBJECTIVES[name].loss(networks, Schedule(scaled_linear()), draw, distance=squared)
+    assert all(loss_B.shape == (1,) for loss_B in losses.values())
+    sum(losses.values()).sum().backward()
+    learns = {"student", "fake"} if OBJECTIVES[name].fake else {"student"}
+    assert {who for who, weight in weights.items() if weight.grad is not None and weight.grad != 0} == learns
+
+
+def test_a_jump_that_ends_at_its_target_does_not_hear_the_target_network():
+    schedule, draw = Schedule(scaled_linear()), draw_at(374, 249, 2.5, s=249)
+    deaf = Networks(STUDENT, lambda z, t_B: torch.full_like(z, 10.0), NETWORKS.teacher)
+    losses = [
+        target_time_consistency(networks, schedule, draw, distance=squared)["consistency"]
+        for networks in (NETWORKS, deaf)
+    ]
+    assert torch.allclose(*losses, rtol=1e-4)
+
+
+def test_the_student_is_moved_from_the_fake_towards_the_teacher():
+    """Matching's gradient in the clean latent is (fake - teacher) over the distance to the teacher."""
+    schedule, draw = Schedule(scaled_linear(), "sample"), draw_at(999, 749, 0.0, s=499)
+    z0 = torch.zeros(1, 4, 3, 3, requires_grad=True)
+    networks = Networks(
+        student=lambda z, t_B: z0,
+        target=TARGET,
+        teacher=lambda z, t_B: (torch.full_like(z, 3.0), None),
+        fake=lambda z, t_B: torch.full_like(z, 1.0),
+    )
+    OBJECTIVES["tdm"].loss(networks, schedule, draw, distance=squared)["matching"].sum().backward()
+    expected = 2 * (1.0 - 3.0) / 3.0 / z0.numel()
+    assert torch.allclose(z0.grad, torch.full_like(z0, expected))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +163,7 @@ def test_a_grid_that_does_not_divide_is_refused(bad):
 
 
 def test_names():
-    assert objective_named("lcm") is latent_consistency
+    assert objective_named("lcm").loss is latent_consistency
     for ask in (lambda: objective_named("tcm"), lambda: distance_named("l1", huber_c=1.0)):
         with pytest.raises(RecipeError, match="Use one of"):
             ask()

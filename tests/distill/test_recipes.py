@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.distill.objectives import grid, objective_named
+from fewstep.distill.objectives import objective_named
 from fewstep.distill.recipes import Recipe, learning_rate_at, make_recipe, parse_override, read_recipe, recipe_text
+from fewstep.distill.times import grid
 from fewstep.errors import RecipeError
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*lcm*.toml"))

@@ -19,7 +19,7 @@ from fewstep.distill.students import networks
 from fewstep.distill.trainer import clip_gradients, draw, loss_by_quarter, train
 from fewstep.errors import OutputError, QualityError, RecipeError
 from fewstep.sampling.schedule import Schedule, scaled_linear, zero_terminal_snr
-from tests.distill.conftest import FULL, LORA
+from tests.distill.conftest import FULL, LORA, MATCHING
 from tests.tiny import tiny_model
 
 
@@ -27,7 +27,7 @@ def steps_of(run, count):
     return [report.loss for report in islice(train(run), count)]
 
 
-@pytest.mark.parametrize("values", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("values", [LORA, FULL, MATCHING], ids=["lora", "full", "matching"])
 def test_a_resumed_run_continues_bit_for_bit(new_run, values):
     whole = new_run(values, folder="whole")
     losses = steps_of(whole, 6)
@@ -57,12 +57,38 @@ def test_every_weight_learns_and_the_base_does_not(new_run):
     assert [name for name in still if not name.startswith(deaf)] == []
 
 
+def test_matching_trains_two_sets_of_layers_and_ships_one(new_run, tmp_path, monkeypatch):
+    passing(monkeypatch)
+    run = new_run(MATCHING)
+    before = {name: value.detach().clone() for name, value in run.student.parameters.items()}
+    (report,) = islice(train(run), 1)
+    assert set(report.losses) == {"matching", "fake"}
+    steps_of(run, 3)
+    moved = {name.split(".")[-2] for name, value in run.student.parameters.items() if not value.equal(before[name])}
+    assert moved == {"fewstep", "fake"} and [len(group) for group in run.student.groups] == [len(before) // 2] * 2
+    result = finish(run, tmp_path / "tdm.safetensors")
+    lora = read_lora(result.path, family=run.model.family)
+    assert len(lora.layers) == len(before) // 4 and result.read_back_error < 2e-3
+
+
+def test_a_full_student_cannot_match(new_run):
+    with pytest.raises(RecipeError, match="student = 'lora'"):
+        new_run(FULL | {"objective": "tdm", "phases": 2})
+
+
+@pytest.mark.parametrize("name", ["lcm", "lcf", "tcd", "pcm", "tscd", "tdd", "tdm"])
+def test_every_method_takes_a_step(new_run, name):
+    run = new_run(LORA | {"objective": name, "origin_steps": 20})
+    (report,) = islice(train(run), 1)
+    assert report.loss > 0 and report.gradient_norm > 0
+
+
 def test_a_full_student_starts_as_its_teacher(new_run):
     run = new_run(FULL)
     drawn, text = draw(run, 0)
     three = networks(run.student, text, run.cache.empty, w_B=drawn.w_B)
-    outputs = [network(drawn.z0_BCHW, drawn.t_B).detach() for network in (three.student, three.target)]
-    teacher, _ = three.teacher(drawn.z0_BCHW, drawn.t_B)
+    outputs = [network(drawn.z0_BCHW, drawn.times.t_B).detach() for network in (three.student, three.target)]
+    teacher, _ = three.teacher(drawn.z0_BCHW, drawn.times.t_B)
     assert all(torch.allclose(output, teacher, atol=1e-5) for output in outputs)
     assert not run.student.student_unet.time_embedding.cond_proj.weight.any()
 
@@ -102,7 +128,7 @@ def test_draws_are_on_the_grid_and_depend_on_their_place(new_run):
     run = new_run(origin_steps=20)
     (one, _), (same, _), (other, _) = draw(run, 5), draw(run, 5), draw(run, 6)
     assert torch.equal(one.noise_BCHW, same.noise_BCHW) and not torch.equal(one.noise_BCHW, other.noise_BCHW)
-    assert all((int(t) + 1) % 50 == 0 for t in one.t_B) and one.w_B.tolist() == [1.5, 1.5]
+    assert all((int(t) + 1) % 50 == 0 for t in one.times.t_B) and one.w_B.tolist() == [1.5, 1.5]
 
 
 def test_loss_by_quarter():

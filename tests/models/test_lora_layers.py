@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fewstep.errors import LoraError
-from fewstep.models.lora_layers import ADAPTER, TARGETS, add_lora, base_only, lora_state, targeted
+from fewstep.models.lora_layers import ADAPTER, FAKE, TARGETS, add_lora, base_only, lora_state, only, targeted
 from tests.tiny import tiny_unet
 
 
@@ -153,3 +153,29 @@ def test_layers_once_and_layers_at_all():
     add_lora(unet, rank=2, alpha=2, targets=TARGETS[:1])
     with pytest.raises(LoraError, match="LoRA layers already"):
         add_lora(unet, rank=2, alpha=2)
+
+
+def test_of_two_sets_one_is_heard_at_a_time():
+    unet = tiny_unet("sd15")
+    plain = output(unet)
+    parameters = add_lora(unet, rank=2, alpha=2.0, adapters=(ADAPTER, FAKE))
+    perturb(parameters)
+    before, first = flags(unet), output(unet)
+    with only(unet, FAKE):
+        second = output(unet)
+        with base_only(unet):
+            assert torch.equal(output(unet), plain)
+        assert torch.equal(output(unet), second)
+    assert not torch.allclose(first, second) and torch.equal(output(unet), first) and flags(unet) == before
+    assert all(down.shape[0] == 2 for down, _ in lora_state(unet).values())
+
+
+def test_the_second_set_learns_only_where_it_is_heard():
+    unet = tiny_unet("sd15")
+    parameters = add_lora(unet, rank=2, alpha=2.0, adapters=(ADAPTER, FAKE))
+    perturb(parameters)
+    with only(unet, FAKE):
+        second = output(unet)
+    (second.square().mean() + 0 * output(unet).mean()).backward()
+    learnt = {n.split(".")[-2] for n, p in unet.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert learnt == {FAKE}

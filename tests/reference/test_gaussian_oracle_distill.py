@@ -9,7 +9,12 @@ mu_u), and the flow from t to r is Phi(x) = alpha_r mu_w + (x - alpha_t mu_w) sq
 import pytest
 import torch
 
-from fewstep.distill.objectives import Draw, Networks, grid_pair, guided_jump, latent_consistency, pseudo_huber
+from fewstep.distill.matching import walk
+from fewstep.distill.objectives import objective_named, teacher_jump
+from fewstep.distill.recipes import make_recipe
+from fewstep.distill.terms import Draw, Networks, pseudo_huber
+from fewstep.sampling.consistency import phase_edges
+from fewstep.sampling.ode import ddim_map
 from fewstep.sampling.schedule import Schedule, add_noise, scaled_linear, to_z0
 
 WIDTH, W = 0.6, 1.5
@@ -35,15 +40,17 @@ def teacher_of(schedule):
     return lambda z, t_B: (conditional(z, t_B), unconditional(z, t_B))
 
 
-def flow(schedule, z, t_B, r_B):
+def flow(schedule, z, t_B, r_B, mu=MU_W):
     (a_t, s_t), (a_r, s_r) = schedule.alpha_sigma(t_B, z), schedule.alpha_sigma(r_B, z)
-    return a_r * MU_W + (z - a_t * MU_W) * (spread(a_r, s_r) / spread(a_t, s_t)).sqrt()
+    return a_r * mu + (z - a_t * mu) * (spread(a_r, s_r) / spread(a_t, s_t)).sqrt()
 
 
-def draw_of(schedule, count, origin_steps, generator):
+def draw_of(count, origin_steps, generator, name="lcm", phases=4):
+    recipe = make_recipe({"objective": name, "batch": count, "origin_steps": origin_steps, "phases": phases})
     z0 = MU_COND + WIDTH * torch.randn(count, 2, 1, 1, generator=generator)
-    t_B, t_next_B = grid_pair(torch.randint(origin_steps, (count,), generator=generator), origin_steps)
-    return Draw(z0, torch.randn(z0.shape, generator=generator), t_B, t_next_B, torch.full((count,), W))
+    times = objective_named(name).times(recipe, 1000, generator)
+    noise, again = torch.randn(2, *z0.shape, generator=generator)
+    return Draw(z0, noise, again, times, torch.full((count,), W))
 
 
 class PerPoint(torch.nn.Module):
@@ -76,50 +83,63 @@ class Mlp(torch.nn.Module):
         return self.net(features).view(-1, 2, 1, 1)
 
 
-def distil(student, schedule, *, origin_steps, steps, rate, count=256):
+def distil(student, schedule, *, origin_steps, steps, rate, count=256, name="lcm", phases=4):
     generator = torch.Generator().manual_seed(0)
     optimiser = torch.optim.Adam(student.parameters(), lr=rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    networks = Networks(student, student, teacher_of(schedule))
+    networks, objective = Networks(student, student, teacher_of(schedule)), objective_named(name)
     for _ in range(steps):
         optimiser.zero_grad()
-        draw = draw_of(schedule, count, origin_steps, generator)
-        latent_consistency(networks, schedule, draw, distance=pseudo_huber(0.03)).mean().backward()
+        draw = draw_of(count, origin_steps, generator, name, phases)
+        objective.loss(networks, schedule, draw, distance=pseudo_huber(0.03))["consistency"].mean().backward()
         optimiser.step()
         falling.step()
 
 
-def imitate(student, schedule, *, steps, rate, count=512):
+def imitate(student, schedule, *, steps, rate, count=512, origin_steps=50):
     """Start the student as its guided teacher, as real ones do: plain regression of the output."""
     generator, output = torch.Generator().manual_seed(7), exact_output(schedule, MU_W)
     optimiser = torch.optim.Adam(student.parameters(), lr=rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         optimiser.zero_grad()
-        draw = draw_of(schedule, count, 50, generator)
-        z = add_noise(schedule, draw.z0_BCHW, draw.noise_BCHW, draw.t_B)
-        (student(z, draw.t_B) - output(z, draw.t_B)).square().mean().backward()
+        draw = draw_of(count, origin_steps, generator)
+        z = add_noise(schedule, draw.z0_BCHW, draw.noise_BCHW, draw.times.t_B)
+        (student(z, draw.times.t_B) - output(z, draw.times.t_B)).square().mean().backward()
         optimiser.step()
         falling.step()
 
 
 @torch.no_grad()
-def error_of(student, schedule, origin_steps):
+def error_of(student, schedule, origin_steps, mu=MU_W):
     """RMS between the student's clean latent and the exact consistency function, on noised data at the whole grid."""
-    draw = draw_of(schedule, 4096, origin_steps, torch.Generator().manual_seed(1))
-    z = add_noise(schedule, draw.z0_BCHW, draw.noise_BCHW, draw.t_B)
-    found = to_z0(schedule, z, student(z, draw.t_B), draw.t_B)
-    return float((found - flow(schedule, z, draw.t_B, torch.zeros_like(draw.t_B))).square().mean().sqrt())
+    draw = draw_of(4096, origin_steps, torch.Generator().manual_seed(1))
+    z = add_noise(schedule, draw.z0_BCHW, draw.noise_BCHW, draw.times.t_B)
+    found = to_z0(schedule, z, student(z, draw.times.t_B), draw.times.t_B)
+    return float(
+        (found - flow(schedule, z, draw.times.t_B, torch.zeros_like(draw.times.t_B), mu)).square().mean().sqrt()
+    )
+
+
+@torch.no_grad()
+def jumping_error(network, schedule, steps):
+    """RMS of `steps` deterministic jumps from pure noise to timestep 0, against the exact flow."""
+    generator = torch.Generator().manual_seed(1)
+    top_B = torch.full((4096,), 999)
+    z0 = MU_COND + WIDTH * torch.randn(4096, 2, 1, 1, generator=generator)
+    start = z = add_noise(schedule, z0, torch.randn(z0.shape, generator=generator), top_B)
+    for t, s in zip((999, *phase_edges(steps)[:0:-1]), reversed(phase_edges(steps)), strict=True):
+        t_B = torch.full_like(top_B, t)
+        z = ddim_map(schedule, z, to_z0(schedule, z, network(z, t_B), t_B), t_B, torch.full_like(top_B, s))
+    return float((z - flow(schedule, start, top_B, torch.zeros_like(top_B))).square().mean().sqrt())
 
 
 def test_one_guided_jump_is_the_flow_within_3e_3():
     schedule = Schedule(scaled_linear())
-    draw = draw_of(schedule, 8192, 50, torch.Generator().manual_seed(0))
-    alpha, sigma = schedule.alpha_sigma(draw.t_B, draw.z0_BCHW)
-    z = alpha * (draw.z0_BCHW + MU_W - MU_COND) + sigma * draw.noise_BCHW
-    outputs = teacher_of(schedule)(z, draw.t_B)
-    jumped = guided_jump(schedule, z, *outputs, w_B=draw.w_B, t_B=draw.t_B, t_next_B=draw.t_next_B)
-    rms = (jumped - flow(schedule, z, draw.t_B, draw.t_next_B)).square().mean().sqrt()
+    draw = draw_of(8192, 50, torch.Generator().manual_seed(0))
+    networks = Networks(None, None, teacher_of(schedule))
+    z, jumped = teacher_jump(networks, schedule, draw)
+    rms = (jumped - flow(schedule, z, draw.times.t_B, draw.times.t_next_B)).square().mean().sqrt()
     assert float(rms) < 3e-3
 
 
@@ -146,3 +166,49 @@ def test_an_mlp_student_comes_near_the_consistency_function():
     assert error_of(student, schedule, 50) > 0.3
     distil(student, schedule, origin_steps=50, steps=4000, rate=2e-3)
     assert error_of(student, schedule, 50) < 0.15
+
+
+def test_fine_tuning_without_a_teacher_reaches_the_consistency_function_of_the_data():
+    schedule = Schedule(scaled_linear(), "v_prediction")
+    student = PerPoint(20)
+    distil(student, schedule, origin_steps=20, steps=1500, rate=0.03, name="lcf")
+    assert error_of(student, schedule, 20, MU_COND) < 0.1 < error_of(student, schedule, 20, MU_W) / 5
+
+
+@pytest.mark.parametrize(
+    ("name", "phases", "most"), [("pcm", 4, 0.05), ("tscd", 4, 0.12), ("tcd", 1, 0.08), ("tdd", 1, 0.03)]
+)
+def test_a_student_that_lands_on_the_way_jumps_along_the_flow(name, phases, most):
+    """In four jumps, where the exact teacher is 0.22 off and needs two evaluations for each."""
+    schedule = Schedule(scaled_linear(), "v_prediction")
+    student = PerPoint(40)
+    distil(student, schedule, origin_steps=40, steps=2000, rate=0.03, name=name, phases=phases)
+    assert jumping_error(student, schedule, 4) < most < jumping_error(exact_output(schedule, MU_W), schedule, 4) / 1.5
+
+
+def match(student, fake, schedule, *, phases, steps, rate=0.02, count=512):
+    generator, objective = torch.Generator().manual_seed(0), objective_named("tdm")
+    for network in (student, fake):
+        imitate(network, schedule, steps=600, rate=0.05, origin_steps=40)
+    optimiser = torch.optim.Adam([*student.parameters(), *fake.parameters()], lr=rate, betas=(0.0, 0.99))
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    networks = Networks(student, student, teacher_of(schedule), fake)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        losses = objective.loss(
+            networks, schedule, draw_of(count, 40, generator, "tdm", phases), distance=lambda d: d.square() / 2
+        )
+        sum(losses.values()).mean().backward()
+        optimiser.step()
+        falling.step()
+
+
+@pytest.mark.parametrize("phases", [1, 2])
+def test_a_student_that_draws_learns_the_teachers_distribution(phases):
+    schedule = Schedule(scaled_linear(), "v_prediction")
+    student, fake = PerPoint(40), PerPoint(40)
+    match(student, fake, schedule, phases=phases, steps=2000)
+    z = torch.randn(20_000, 2, 1, 1, generator=torch.Generator().manual_seed(1))
+    path = (*reversed(phase_edges(phases)),)
+    z = walk(Networks(student, student, teacher_of(schedule)), schedule, z, (999, *path))
+    assert torch.allclose(z.mean(0), MU_W, atol=0.05) and torch.allclose(z.std(0), torch.tensor(WIDTH), atol=0.05)

@@ -27,6 +27,7 @@ class Recipe:
 
     model: str = _value("", "teacher: folder, file or hub name; empty means the embedded model")
     objective: str = _value("lcm", "distillation method")
+    phases: int = _value(4, "phases of PCM, segments of TSCD and TDM; divides origin_steps", least=1)
     student: str = _value("lora", "what is trained", choices=("lora", "full"))
     rank: int = _value(64, "rank of the LoRA", least=1)
     alpha: float = _value(64.0, "scale of the LoRA; its weight is alpha / rank", least=1e-6)
@@ -100,6 +101,11 @@ def parse_override(text: str) -> tuple[str, Any]:
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
     """Check every value and make the recipe. Raises RecipeError."""
     recipe = Recipe(**{key: _checked(key, value) for key, value in values.items()})
+    if recipe.objective in ("pcm", "tscd", "tdm") and recipe.origin_steps % recipe.phases:
+        raise RecipeError(
+            f"{recipe.phases} phases do not divide the grid of {recipe.origin_steps} points, so training would miss "
+            f"timesteps that sampling visits. Set origin_steps to a multiple of phases, such as {10 * recipe.phases}."
+        )
     if recipe.w_min > recipe.w_max:
         raise RecipeError(
             f"w_min = {recipe.w_min} is above w_max = {recipe.w_max}. Swap them, or make them equal for a fixed w."

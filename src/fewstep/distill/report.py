@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from fewstep.data.seeds import generator_at, noise_at
-from fewstep.distill.objectives import Network
 from fewstep.distill.run import Run
 from fewstep.distill.students import networks
+from fewstep.distill.terms import Network
 from fewstep.models import vae
 from fewstep.models.text import Text
 from fewstep.sampling.guidance import guide

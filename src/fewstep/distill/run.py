@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from fewstep.checkpoints.files import write_safetensors
 from fewstep.checkpoints.load import Model
 from fewstep.data.latents import LatentCache
-from fewstep.distill.objectives import grid
 from fewstep.distill.recipes import Recipe, recipe_text
 from fewstep.distill.students import STUDENTS, Student
+from fewstep.distill.times import grid
 from fewstep.errors import RecipeError
 from fewstep.models.vae import scale_factor
 
@@ -65,7 +65,10 @@ def begin(recipe: Recipe, model: Model, cache: LatentCache, *, folder: str | Pat
     size = (cache.shape[1] * factor, cache.shape[2] * factor)
     student = STUDENTS[recipe.student](model.unet, recipe, size=size)
     optimiser = torch.optim.AdamW(
-        list(student.parameters.values()), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        [{"params": group} for group in student.groups],
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=True,
     )
     run = Run(recipe, model, cache, folder, student, optimiser, size)
     folder.mkdir(parents=True, exist_ok=True)

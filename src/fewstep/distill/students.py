@@ -15,9 +15,11 @@ from typing import Any, Protocol
 
 import torch
 
-from fewstep.distill.objectives import Networks
+from fewstep.distill.objectives import objective_named
 from fewstep.distill.recipes import Recipe
-from fewstep.models.lora_layers import add_lora, base_only
+from fewstep.distill.terms import Networks
+from fewstep.errors import RecipeError
+from fewstep.models.lora_layers import ADAPTER, FAKE, add_lora, base_only, only
 from fewstep.models.text import Text
 from fewstep.models.unet import predict
 
@@ -30,6 +32,8 @@ class Student(Protocol):
     unet: Any
     teacher_unet: Any
     parameters: dict[str, torch.nn.Parameter]
+    groups: list[list[torch.nn.Parameter]]
+    fake: Callable[[torch.Tensor, torch.Tensor, Text], torch.Tensor] | None
 
     def student(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
         """The student's output, with gradient."""
@@ -62,8 +66,14 @@ class LoraStudent:
     def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int]) -> None:
         """`size` is the picture's height and width in pixels."""
         self.unet = self.teacher_unet = unet.requires_grad_(False)
-        add_lora(unet, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed)
+        rival = objective_named(recipe.objective).fake
+        adapters = (ADAPTER, FAKE) if rival else (ADAPTER,)
+        add_lora(unet, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed, adapters=adapters)
         self.parameters = {name: value for name, value in unet.named_parameters() if value.requires_grad}
+        self.groups = [
+            [value for name, value in self.parameters.items() if f".{adapter}." in name] for adapter in adapters
+        ]
+        self.fake = self._fake if rival else None
         _prepare(unet, recipe)
         self._predict = _predictor(recipe, size)
 
@@ -80,6 +90,11 @@ class LoraStudent:
     def teacher(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text) -> torch.Tensor:
         """The base with its adapters off."""
         with base_only(self.unet):
+            return self._predict(self.unet, z_BCHW, t_B, text, None)
+
+    def _fake(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text) -> torch.Tensor:
+        """The base with the rival's adapters, with gradient."""
+        with only(self.unet, FAKE):
             return self._predict(self.unet, z_BCHW, t_B, text, None)
 
     def stepped(self) -> None:
@@ -101,10 +116,17 @@ class FullStudent:
 
     def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int]) -> None:
         """`size` is the picture's height and width in pixels."""
+        if objective_named(recipe.objective).fake:
+            raise RecipeError(
+                f"objective = '{recipe.objective}' trains two networks on one base, which only LoRA layers can share. "
+                "Set student = 'lora'."
+            )
+        self.fake = None
         self.teacher_unet = unet.requires_grad_(False)
         self.student_unet = with_guidance_embedding(unet, recipe.guidance_embedding)
         self.unet = copy.deepcopy(self.student_unet).requires_grad_(False)
         self.parameters = dict(self.student_unet.named_parameters())
+        self.groups = [list(self.parameters.values())]
         for network in (self.teacher_unet, self.student_unet, self.unet):
             _prepare(network, recipe)
         self._decay = recipe.ema
@@ -172,7 +194,7 @@ def networks(student: Student, text: Text, empty: Text, *, w_B: torch.Tensor) ->
     """The three networks an objective sees, conditioned on `text` and w; `empty` is one row, repeated for the guided
     teacher.
     """
-    guided = bool((w_B != 0).any())
+    guided, fake = bool((w_B != 0).any()), student.fake
     doubled = Text.cat([text, empty.expand(len(w_B))]) if guided else text
 
     def teacher(z_BCHW: torch.Tensor, t_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -185,6 +207,7 @@ def networks(student: Student, text: Text, empty: Text, *, w_B: torch.Tensor) ->
         student=lambda z_BCHW, t_B: student.student(z_BCHW, t_B, text, w_B),
         target=lambda z_BCHW, t_B: student.target(z_BCHW, t_B, text, w_B),
         teacher=teacher,
+        fake=None if fake is None else lambda z_BCHW, t_B: fake(z_BCHW, t_B, text),
     )
 
 

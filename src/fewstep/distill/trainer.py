@@ -13,19 +13,20 @@ from typing import Any
 import torch
 
 from fewstep.data.seeds import generator_at
-from fewstep.distill.objectives import Draw, distance_named, grid_pair, objective_named
+from fewstep.distill.objectives import objective_named
 from fewstep.distill.recipes import learning_rate_at
 from fewstep.distill.report import look
 from fewstep.distill.run import METRICS, Run, save
 from fewstep.distill.students import choose, networks
+from fewstep.distill.terms import Draw, distance_named
 from fewstep.errors import QualityError
 from fewstep.models.text import Text
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One finished optimiser step. `loss_quarters` is the loss by timestep quarter, cleanest first; None where none
-    was drawn.
+    """One finished optimiser step. `losses` are the parts of the loss by name; `loss_quarters` is the student's by
+    timestep quarter, cleanest first, None where none was drawn; `gradient_norm` is the student's before clipping.
     """
 
     step: int
@@ -34,6 +35,7 @@ class StepReport:
     gradient_norm: float
     samples_per_s: float
     loss_quarters: tuple[float | None, ...]
+    losses: dict[str, float]
 
 
 def train(run: Run) -> Iterator[StepReport]:
@@ -64,10 +66,12 @@ def take_step(run: Run) -> StepReport:
         group["lr"] = rate
     run.optimiser.zero_grad(set_to_none=True)
     parts = [_backward(run, run.step * recipe.accumulate + place) for place in range(recipe.accumulate)]
-    norm = float(clip_gradients(list(run.student.parameters.values()), recipe.clip))
-    t_N, loss_N = (torch.cat(column) for column in zip(*parts, strict=True))
-    loss = float(loss_N.mean())
-    if not (loss == loss and abs(loss) < float("inf") and norm == norm):
+    norms = [float(clip_gradients(group, recipe.clip)) for group in run.student.groups]
+    norm, t_N = norms[0], torch.cat([t_B for t_B, _ in parts])
+    loss_N = {name: torch.cat([found[name] for _, found in parts]) for name in parts[0][1]}
+    losses = {name: float(values.mean()) for name, values in loss_N.items()}
+    loss = sum(losses.values())
+    if not (loss == loss and abs(loss) < float("inf") and all(norm == norm for norm in norms)):
         raise QualityError(
             f"The loss is {loss} at step {run.step + 1}. Lower learning_rate (now {recipe.learning_rate:g}), or "
             f"raise warmup."
@@ -75,9 +79,9 @@ def take_step(run: Run) -> StepReport:
     run.optimiser.step()
     run.student.stepped()
     run.step += 1
-    quarters = loss_by_quarter(t_N, loss_N, run.model.schedule.count)
+    quarters = loss_by_quarter(t_N, next(iter(loss_N.values())), run.model.schedule.count)
     speed = recipe.batch * recipe.accumulate / (time.perf_counter() - began)
-    return StepReport(run.step, loss, rate, norm, speed, quarters)
+    return StepReport(run.step, loss, rate, norm, speed, quarters, losses)
 
 
 def clip_gradients(parameters: list[torch.nn.Parameter], limit: float) -> torch.Tensor:
@@ -94,13 +98,18 @@ def draw(run: Run, place: int) -> tuple[Draw, Text]:
     recipe = run.recipe
     batch = run.cache.batch(recipe.seed, place, size=recipe.batch)
     generator = generator_at(recipe.seed, place, "draw")
-    index_B = torch.randint(recipe.origin_steps, (recipe.batch,), generator=generator)
-    noise_BCHW = torch.randn(batch.z0_BCHW.shape, generator=generator)
+    times = objective_named(recipe.objective).times(recipe, run.model.schedule.count, generator)
+    noise_BCHW, again_BCHW = (torch.randn(batch.z0_BCHW.shape, generator=generator) for _ in range(2))
     w_B = recipe.w_min + (recipe.w_max - recipe.w_min) * torch.rand(recipe.batch, generator=generator)
     empty_B = torch.rand(recipe.batch, generator=generator) < recipe.empty_captions
-    t_B, t_next_B = grid_pair(index_B, recipe.origin_steps, run.model.schedule.count)
-    tensors = (value.to(run.device) for value in (batch.z0_BCHW, noise_BCHW, t_B, t_next_B, w_B))
-    return Draw(*tensors), choose(empty_B, run.cache.empty, batch.text).to(run.device)
+    drawn = Draw(
+        batch.z0_BCHW.to(run.device),
+        noise_BCHW.to(run.device),
+        again_BCHW.to(run.device),
+        times.to(run.device),
+        w_B.to(run.device),
+    )
+    return drawn, choose(empty_B, run.cache.empty, batch.text).to(run.device)
 
 
 def loss_by_quarter(t_N: torch.Tensor, loss_N: torch.Tensor, count: int) -> tuple[float | None, ...]:
@@ -110,18 +119,17 @@ def loss_by_quarter(t_N: torch.Tensor, loss_N: torch.Tensor, count: int) -> tupl
     return tuple(float(losses.mean()) if len(losses) else None for losses in found)
 
 
-def _backward(run: Run, place: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _backward(run: Run, place: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     recipe = run.recipe
     drawn, text = draw(run, place)
-    objective = objective_named(recipe.objective)
-    loss_B = objective(
+    losses = objective_named(recipe.objective).loss(
         networks(run.student, text, run.cache.empty.to(run.device), w_B=drawn.w_B),
         run.model.schedule,
         drawn,
         distance=distance_named(recipe.distance, huber_c=recipe.huber_c),
     )
-    (loss_B.mean() / recipe.accumulate).backward()
-    return drawn.t_B.cpu(), loss_B.detach().cpu()
+    (sum(loss_B.mean() for loss_B in losses.values()) / recipe.accumulate).backward()
+    return drawn.times.t_B.cpu(), {name: loss_B.detach().cpu() for name, loss_B in losses.items()}
 
 
 def _record(run: Run, row: dict[str, Any]) -> None:

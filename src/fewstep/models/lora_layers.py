@@ -7,6 +7,7 @@ The student is the UNet with the layers on, the teacher the same UNet inside `ba
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from fewstep.errors import LoraError
 
-ADAPTER = "fewstep"
+ADAPTER, FAKE = "fewstep", "fake"
+"""The student's layers, and those of the network that learns what the student draws (distribution matching)."""
 
 TARGETS: tuple[str, ...] = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2",
@@ -37,9 +39,17 @@ def targeted(unet: nn.Module, targets: Sequence[str] = TARGETS) -> list[str]:
 
 
 def add_lora(
-    unet: nn.Module, *, rank: int, alpha: float, targets: Sequence[str] | None = None, seed: int = 0
+    unet: nn.Module,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] | None = None,
+    seed: int = 0,
+    adapters: Sequence[str] = (ADAPTER,),
 ) -> list[nn.Parameter]:
     """Put LoRA layers of strength alpha / rank beside the targeted layers, freeze everything else, return what trains.
+
+    Several `adapters` are sets of layers of which one is heard at a time: the first, or the one chosen by `only`.
 
     The layers are float32 whatever the UNet's number format is, on the UNet's device. `down` starts as Kaiming-uniform
     noise drawn on the CPU from `seed`, so it is the same on every device; `up` starts at zero, so nothing changes yet.
@@ -52,8 +62,28 @@ def add_lora(
     unet.requires_grad_(False)
     # peft declares its alpha a whole number, and divides whatever it is given.
     config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=chosen, lora_dropout=0.0, bias="none")
-    inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
-    return _initialise(unet, seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*multiple adapters.*")  # they are meant
+        for adapter in adapters:
+            inject_adapter_in_model(config, unet, adapter_name=adapter)
+    for _, layer in _layers(unet):
+        layer.set_adapter(adapters[0])
+    return [parameter for adapter in adapters for parameter in _initialise(unet, seed, adapter)]
+
+
+@contextmanager
+def only(unet: nn.Module, adapter: str) -> Iterator[nn.Module]:
+    """Inside this context the UNet answers with this set of LoRA layers alone."""
+    layers = [layer for _, layer in _layers(unet)]
+    before, trains = [layer.active_adapters for layer in layers], _what_trains(layers)
+    try:
+        for layer in layers:
+            layer.set_adapter(adapter)
+        yield unet
+    finally:
+        for layer, active in zip(layers, before, strict=True):
+            layer.set_adapter(active)
+        _restore(trains)
 
 
 @contextmanager
@@ -64,7 +94,7 @@ def base_only(unet: nn.Module) -> Iterator[nn.Module]:
     """
     on = [layer for _, layer in _layers(unet) if not layer.disable_adapters]
     # Switching a layer off also freezes it, and switching it on thaws it: what was frozen before must be so afterwards.
-    trains = [(parameter, parameter.requires_grad) for layer in on for parameter in layer.parameters()]
+    trains = _what_trains(on)
     try:
         for layer in on:
             layer.enable_adapters(False)
@@ -72,8 +102,7 @@ def base_only(unet: nn.Module) -> Iterator[nn.Module]:
     finally:
         for layer in on:
             layer.enable_adapters(True)
-        for parameter, requires_grad in trains:
-            parameter.requires_grad_(requires_grad)
+        _restore(trains)
 
 
 def lora_state(unet: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
@@ -104,11 +133,20 @@ def _check(unet: nn.Module, rank: int, targets: Sequence[str] | None) -> None:
         raise LoraError("The LoRA targets match no linear or convolution layer of the UNet.")
 
 
-def _initialise(unet: nn.Module, seed: int) -> list[nn.Parameter]:
+def _what_trains(layers: Sequence[Any]) -> list[tuple[nn.Parameter, bool]]:
+    return [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
+
+
+def _restore(trains: Sequence[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, requires_grad in trains:
+        parameter.requires_grad_(requires_grad)
+
+
+def _initialise(unet: nn.Module, seed: int, adapter: str) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
     trainable: list[nn.Parameter] = []
     for _, layer in _layers(unet):
-        down, up = (half[ADAPTER].to(torch.float32).weight for half in (layer.lora_A, layer.lora_B))
+        down, up = (half[adapter].to(torch.float32).weight for half in (layer.lora_A, layer.lora_B))
         noise = torch.empty(down.shape)
         nn.init.kaiming_uniform_(noise, a=math.sqrt(5), generator=generator)
         with torch.no_grad():
