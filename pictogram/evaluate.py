@@ -171,7 +171,7 @@ def write_sheets(
         titles = [f"{cell.name.removeprefix('teacher ').replace('guided', '(g)')} {cell.steps}" for cell in cells]
         folder.mkdir(parents=True, exist_ok=True)
         sheet = table(pictures, row_labels=[cases[i].prompt for i in chosen], column_labels=titles)
-        sheet.save(folder / f"{name}-{which}.png", optimize=True)
+        sheet.save(folder / f"{name}-{which}.webp", quality=90)
 
 
 def write_report(document: dict[str, Any], build: Path, name: str) -> str:

@@ -23,6 +23,9 @@ from fewstep.models.lora_layers import ADAPTER, FAKE, add_lora, base_only, only
 from fewstep.models.text import Text
 from fewstep.models.unet import predict
 
+Rival = Callable[[torch.Tensor, torch.Tensor, Text], torch.Tensor]
+"""The network that learns what the student draws: (z_BCHW, t_B, text) -> output, with gradient."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -33,7 +36,7 @@ class Student(Protocol):
     teacher_unet: Any
     parameters: dict[str, torch.nn.Parameter]
     groups: list[list[torch.nn.Parameter]]
-    fake: Callable[[torch.Tensor, torch.Tensor, Text], torch.Tensor] | None
+    fake: Rival | None
 
     def student(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
         """The student's output, with gradient."""
@@ -73,7 +76,7 @@ class LoraStudent:
         self.groups = [
             [value for name, value in self.parameters.items() if f".{adapter}." in name] for adapter in adapters
         ]
-        self.fake = self._fake if rival else None
+        self.fake: Rival | None = self._fake if rival else None
         _prepare(unet, recipe)
         self._predict = _predictor(recipe, size)
 
@@ -121,7 +124,7 @@ class FullStudent:
                 f"objective = '{recipe.objective}' trains two networks on one base, which only LoRA layers can share. "
                 "Set student = 'lora'."
             )
-        self.fake = None
+        self.fake: Rival | None = None
         self.teacher_unet = unet.requires_grad_(False)
         self.student_unet = with_guidance_embedding(unet, recipe.guidance_embedding)
         self.unet = copy.deepcopy(self.student_unet).requires_grad_(False)

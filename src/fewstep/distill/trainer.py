@@ -128,7 +128,7 @@ def _backward(run: Run, place: int) -> tuple[torch.Tensor, dict[str, torch.Tenso
         drawn,
         distance=distance_named(recipe.distance, huber_c=recipe.huber_c),
     )
-    (sum(loss_B.mean() for loss_B in losses.values()) / recipe.accumulate).backward()
+    torch.stack([loss_B.mean() / recipe.accumulate for loss_B in losses.values()]).sum().backward()
     return drawn.times.t_B.cpu(), {name: loss_B.detach().cpu() for name, loss_B in losses.items()}
 
 
