@@ -368,3 +368,13 @@ def test_saving_onto_a_file(tmp_path):
     (tmp_path / "m").write_text("")
     with pytest.raises(OutputError, match="is a file"):
         save_model(tiny_model(), tmp_path / "m")
+
+
+def test_a_half_precision_folder_opens_in_one_number_format_in_diffusers(tmp_path):
+    from diffusers import StableDiffusionPipeline
+
+    save_model(tiny_model("sd15"), tmp_path / "half", dtype="fp16")
+    for asked, expected in (({}, torch.float32), ({"torch_dtype": torch.float16}, torch.float16)):
+        pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "half", local_files_only=True, **asked)
+        parts = (pipe.unet, pipe.vae, pipe.text_encoder)
+        assert {parameter.dtype for part in parts for parameter in part.parameters()} == {expected}

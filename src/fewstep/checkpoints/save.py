@@ -71,12 +71,18 @@ def _named(module: Any) -> dict[str, Tensor]:
 
 
 def _config(module: Any) -> dict[str, Any]:
-    """A module's config without the path it was loaded from."""
+    """A module's config without the path it was loaded from.
+
+    transformers loads weights in the format they are stored in unless the config names one, diffusers in float32: left
+    unsaid, an fp16 folder would open as a pipeline that is half one and half the other.
+    """
     if hasattr(module, "to_json_string"):
-        config = json.loads(module.to_json_string())
+        config, unsaid = json.loads(module.to_json_string()), {}
     else:
         config = module.config.to_dict() | {"architectures": [type(module).__name__]}
-    return {key: value for key, value in config.items() if key not in ("_name_or_path", "dtype", "torch_dtype")}
+        unsaid = {"dtype": "float32"}
+    kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "dtype", "torch_dtype")}
+    return kept | unsaid
 
 
 def _save_tokenizer(source: Path, target: Path, tokenizer: Any) -> None:
