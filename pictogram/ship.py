@@ -6,19 +6,21 @@ python -m pictogram.ship              # -> src/fewstep/assets/pictogram
 import argparse
 import hashlib
 import json
-import shutil
 import tomllib
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from fewstep.checkpoints.load import assets_path, load_model
+from fewstep.checkpoints.lora import read_lora, write_lora
 from fewstep.checkpoints.save import save_model
 from fewstep.errors import FewstepError
 from fewstep.export.onnx import export_graphs
 from pictogram.fetch import BUILD
 
 LIMIT_MB = 30
+#: Of the LCM-LoRA: at full strength its guidance adds up from step to step (docs/log.md).
+STRENGTH = 0.7
 #: How the teacher itself likes to be sampled; the LoRA brings its own settings.
 TEACHER = dict(sampler="dpmpp_2m", table="trailing", steps=20, guidance=3.0)
 
@@ -46,6 +48,21 @@ def provenance(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def ship_lora(source: Path, target: Path) -> None:
+    """The LCM-LoRA at STRENGTH, so that weight 1 is the best one: its alpha is scaled, its matrices are as trained."""
+    lora = read_lora(source)
+    layers = {name: (layer.down, layer.up) for name, layer in lora.layers.items()}
+    (alpha,) = {layer.alpha for layer in lora.layers.values()}
+    metadata = {key: value for key, value in lora.metadata.items() if key.startswith("fewstep.")}
+    write_lora(
+        target,
+        layers,
+        alpha=alpha * STRENGTH,
+        metadata=metadata | {"fewstep.strength": str(STRENGTH)},
+        sampling=lora.sampling,
+    )
+
+
 def main() -> None:
     """Write the folder and check its size."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -53,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     model = load_model(BUILD / "model")
     save_model(replace(model, sampling=replace(model.sampling, **TEACHER)), args.output, dtype="fp16")
-    shutil.copy(BUILD / "lcm-lora.safetensors", args.output / "lcm-lora.safetensors")
+    ship_lora(BUILD / "lcm-lora.safetensors", args.output / "lcm-lora.safetensors")
     (args.output / "evaluation.json").unlink(missing_ok=True)  # of other weights; pictogram.evaluate writes it anew
     export_graphs(args.output)
     (args.output / "recipe.toml").write_text(provenance(args.output))
