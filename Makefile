@@ -100,6 +100,10 @@ ENCODE_cpu  := --words everyday --scenes 6144
 ENCODE_gpu  := --words all --scenes 49152
 DISTILL_cpu :=
 DISTILL_gpu := --set batch=256 --set steps=6000 --set origin_steps=50
+JUDGE_cpu   := --steps 1200
+JUDGE_gpu   := $(JUDGE_cpu)
+STYLE_cpu   := --steps 400 --scenes 3000
+STYLE_gpu   := --steps 1500 --batch 256
 WORDS_cpu   := everyday
 WORDS_gpu   := all
 
@@ -128,15 +132,15 @@ pictogram-distill: $(TRAIN)  ## the LCM-LoRA
 		-o $(WORK)/lcm-lora.safetensors $(DISTILL_$(RECIPE))
 
 pictogram-judge: $(TRAIN)  ## the judge that reads pictures
-	$(BIN)/python -m pictogram.judge
+	$(BIN)/python -m pictogram.judge $(JUDGE_$(RECIPE))
 
 pictogram-style: $(TRAIN)  ## a fine-tuned base in a style that nothing else has seen
-	$(BIN)/python -m pictogram.finetune_style
+	$(BIN)/python -m pictogram.finetune_style $(STYLE_$(RECIPE))
 
 pictogram-evaluate: $(TRAIN)  ## the figures of the README, and of the LoRA on the fine-tuned base
 	$(BIN)/python -m pictogram.evaluate --words $(WORDS_$(RECIPE))
 	$(BIN)/python -m pictogram.evaluate --words $(WORDS_$(RECIPE)) --model $(WORK)/style-model \
-		--lora $(WORK)/lcm-lora.safetensors --prompts-only-style blob --name blob
+		--lora src/fewstep/assets/pictogram/lcm-lora.safetensors --prompts-only-style blob --name blob
 
 pictogram-ship: $(TRAIN)  ## everything into the package, as fp16
 	$(BIN)/python -m pictogram.ship

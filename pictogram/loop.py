@@ -77,8 +77,8 @@ def run(
         if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
             save(i.number + 1)
             saved_at = time.monotonic()
-    save(steps)
-    if steps > start:
+    if steps > start:  # a run that is further on already keeps its checkpoint as it is
+        save(steps)
         record_stage(folder, {"stage": name, "from_step": start, "to_step": steps, "seed": seed, **(notes or {})})
 
 
