@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import torch
 
-from fewstep.distill.terms import Distance, Draw, Networks, guided_z0, per_item, z0_of
+from fewstep.distill.terms import Distance, Draw, Networks, guided, per_item, z0_of
 from fewstep.errors import RecipeError
 from fewstep.sampling.ode import ddim_map
 from fewstep.sampling.schedule import Schedule, to_eps
@@ -58,7 +58,7 @@ def trajectory_matching(
     fake_B = per_item((guess_BCHW - draw.again_BCHW).square())
 
     with torch.no_grad():
-        real_BCHW = guided_z0(networks.teacher, schedule, noised_BCHW, tau_B, draw.w_B)
+        real_BCHW = z0_of(guided(networks.teacher, 1 + draw.w_B), schedule, noised_BCHW, tau_B)
         seen_BCHW = z0_of(lambda z, t: output_BCHW, schedule, noised_BCHW, tau_B)
         scale_B = per_item((z0_BCHW - real_BCHW).abs()).clamp(min=LEAST_SCALE)
         away_BCHW = (seen_BCHW - real_BCHW) / scale_B.view(-1, *[1] * (z_BCHW.ndim - 1))

@@ -21,7 +21,7 @@ import torch
 
 from fewstep.distill.matching import trajectory_matching
 from fewstep.distill.recipes import Recipe
-from fewstep.distill.terms import Distance, Draw, Loss, Network, Networks, guided_z0, per_item, z0_of
+from fewstep.distill.terms import Distance, Draw, Loss, Network, Networks, guided, per_item, z0_of
 from fewstep.distill.times import (
     Target,
     Times,
@@ -49,7 +49,7 @@ def teacher_jump(networks: Networks, schedule: Schedule, draw: Draw) -> tuple[to
     """
     t_B, t_next_B = draw.times.t_B, draw.times.t_next_B
     z_BCHW = add_noise(schedule, draw.z0_BCHW, draw.noise_BCHW, t_B)
-    z0_BCHW = guided_z0(networks.teacher, schedule, z_BCHW, t_B, draw.w_B)
+    z0_BCHW = z0_of(guided(networks.teacher, 1 + draw.w_B), schedule, z_BCHW, t_B)
     return z_BCHW, ddim_map(schedule, z_BCHW, z0_BCHW, t_B, t_next_B)
 
 

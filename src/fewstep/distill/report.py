@@ -8,7 +8,7 @@ the student; in its place distances are measured by DDIM jumps over the same tim
 Shapes: N items of the fixed set, C channels, H, W latent height and width.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,9 @@ from PIL import Image
 from fewstep.data.seeds import generator_at, noise_at
 from fewstep.distill.run import Run
 from fewstep.distill.students import networks
-from fewstep.distill.terms import Network
+from fewstep.distill.terms import Network, guided
 from fewstep.models import vae
 from fewstep.models.text import Text
-from fewstep.sampling.guidance import guide
 from fewstep.sampling.sampler import sample, sampler_named
 from fewstep.sampling.schedule import to_z0
 from fewstep.sampling.timesteps import timesteps
@@ -111,17 +110,9 @@ def _networks(run: Run) -> dict[str, Network]:
     found = networks(run.student, text, empty, w_B=w_N)
     return {
         "student": found.target,
-        "guided": _guided(found.teacher, 1 + run.recipe.w),
+        "guided": guided(found.teacher, 1 + run.recipe.w),
         "plain": lambda z, t_B: run.student.teacher(z, t_B, text),
     }
-
-
-def _guided(teacher: Callable[..., tuple[torch.Tensor, torch.Tensor | None]], guidance: float) -> Network:
-    def network(z_NCHW: torch.Tensor, t_N: torch.Tensor) -> torch.Tensor:
-        conditional, unconditional = teacher(z_NCHW, t_N)
-        return conditional if unconditional is None else guide(conditional, unconditional, guidance)
-
-    return network
 
 
 def _look_text(run: Run) -> Text:

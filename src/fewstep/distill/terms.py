@@ -60,17 +60,18 @@ def z0_of(network: Network, schedule: Schedule, z_BCHW: torch.Tensor, t_B: torch
     return to_z0(schedule, z_BCHW, network(z_BCHW, t_B).float(), t_B)
 
 
-def guided_z0(
-    teacher: GuidedNetwork, schedule: Schedule, z_BCHW: torch.Tensor, t_B: torch.Tensor, w_B: torch.Tensor
-) -> torch.Tensor:
-    """The clean latent that the guided teacher sees, (1 + w) cond - w uncond; no gradient.
+def guided(teacher: GuidedNetwork, guidance: torch.Tensor | float) -> Network:
+    """The teacher as one network, with guidance 1 + w: (1 + w) cond - w uncond; no gradient.
 
     z0 and eps are linear in the network's output, so guiding the output once guides both exactly.
     """
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def network(z_BCHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
         conditional, unconditional = teacher(z_BCHW, t_B)
-        output = conditional.float() if unconditional is None else guide(conditional.float(), unconditional, 1 + w_B)
-        return to_z0(schedule, z_BCHW, output, t_B)
+        return conditional.float() if unconditional is None else guide(conditional.float(), unconditional, guidance)
+
+    return network
 
 
 def per_item(value_BCHW: torch.Tensor) -> torch.Tensor:
