@@ -71,6 +71,21 @@ def test_matching_trains_two_sets_of_layers_and_ships_one(new_run, tmp_path, mon
     assert len(lora.layers) == len(before) // 4 and result.read_back_error < 2e-3
 
 
+@pytest.mark.parametrize(("values", "name"), [(LORA, "first.safetensors"), (FULL, "first")])
+def test_a_student_starts_from_a_finished_one(new_run, tmp_path, monkeypatch, values, name):
+    passing(monkeypatch)
+    first = new_run(values)
+    steps_of(first, 6)
+    finish(first, tmp_path / name)
+    second = new_run(values, folder="second", start=str(tmp_path / name), **({"rank": 6} if values is LORA else {}))
+    z_BCHW, t_B = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([999, 400])
+    text, w_B = first.cache.text([0, 1]), torch.tensor([1.5, 3.0])
+    untouched = new_run(values, folder="third")
+    outputs = [run.student.target(z_BCHW, t_B, text, w_B) for run in (first, second, untouched)]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=2e-3)  # the file is float16
+    assert (outputs[1] - outputs[0]).norm() < 0.05 * (outputs[2] - outputs[0]).norm()
+
+
 def test_a_full_student_cannot_match(new_run):
     with pytest.raises(RecipeError, match="student = 'lora'"):
         new_run(FULL | {"objective": "tdm", "phases": 2})
@@ -147,7 +162,8 @@ def test_a_loss_that_is_no_number_stops(new_run):
 def test_a_look_is_a_picture_and_numbers(new_run):
     run = new_run()
     found = look(run)["distance"]
-    assert found["student"] == found["plain"] != found["guided"]
+    assert found["student"] == pytest.approx(found["plain"], rel=1e-5)
+    assert found["student"] != pytest.approx(found["guided"], rel=1e-2)
     assert set(found["student"]) == {"1", "2"}
     with Image.open(run.folder / "samples-000000.png") as image:
         assert image.size == (3 * 64, 2 * 64)

@@ -5,7 +5,17 @@ import torch
 from torch import nn
 
 from fewstep.errors import LoraError
-from fewstep.models.lora_layers import ADAPTER, FAKE, TARGETS, add_lora, base_only, lora_state, only, targeted
+from fewstep.models.lora_layers import (
+    ADAPTER,
+    FAKE,
+    TARGETS,
+    add_lora,
+    base_only,
+    lora_state,
+    only,
+    start_lora,
+    targeted,
+)
 from tests.tiny import tiny_unet
 
 
@@ -179,3 +189,31 @@ def test_the_second_set_learns_only_where_it_is_heard():
     (second.square().mean() + 0 * output(unet).mean()).backward()
     learnt = {n.split(".")[-2] for n, p in unet.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert learnt == {FAKE}
+
+
+def test_a_start_is_answered_exactly_whatever_its_alpha_and_smaller_rank():
+    unet = tiny_unet()
+    add_lora(unet, rank=4, alpha=8, seed=1)
+    generator = torch.Generator().manual_seed(3)
+    state = {
+        name: (
+            torch.randn(2, *down.shape[1:], generator=generator),
+            torch.randn(len(up), 2, *up.shape[2:], generator=generator),
+        )
+        for name, (down, up) in lora_state(unet).items()
+    }
+    start_lora(unet, state)
+    for name, (down, up) in lora_state(unet).items():
+        wanted = state[name][1].flatten(1) @ state[name][0].flatten(1)
+        torch.testing.assert_close(8 / 4 * up.flatten(1) @ down.flatten(1), wanted)
+        assert down[2:].abs().sum() > 0  # the rows left over can still learn
+
+
+def test_a_start_of_a_greater_rank_or_another_module_is_refused():
+    unet = tiny_unet()
+    add_lora(unet, rank=2, alpha=2)
+    name, (down, up) = next(iter(lora_state(unet).items()))
+    with pytest.raises(LoraError, match="rank"):
+        start_lora(unet, {name: (down.repeat(2, *[1] * (down.ndim - 1)), up)})
+    with pytest.raises(LoraError, match="not trained"):
+        start_lora(unet, {"nowhere": (down, up)})

@@ -29,6 +29,7 @@ class Recipe:
     objective: str = _value("lcm", "distillation method")
     phases: int = _value(4, "phases of PCM, segments of TSCD and TDM; divides origin_steps", least=1)
     student: str = _value("lora", "what is trained", choices=("lora", "full"))
+    start: str = _value("", "what the student starts from: LoRA file, or folder of a full student; empty: the teacher")
     rank: int = _value(64, "rank of the LoRA", least=1)
     alpha: float = _value(64.0, "scale of the LoRA; its weight is alpha / rank", least=1e-6)
     guidance_embedding: int = _value(256, "width of a full student's guidance embedding; 0 means none", least=0)

@@ -13,12 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fewstep.checkpoints.files import write_safetensors
-from fewstep.checkpoints.load import Model
+from fewstep.checkpoints.load import Model, load_model
+from fewstep.checkpoints.lora import read_lora
 from fewstep.data.latents import LatentCache
 from fewstep.distill.recipes import Recipe, recipe_text
 from fewstep.distill.students import STUDENTS, Student
 from fewstep.distill.times import grid
 from fewstep.errors import RecipeError
+from fewstep.models.lora_layers import start_lora
 from fewstep.models.vae import scale_factor
 
 STATE = "state.safetensors"
@@ -74,6 +76,8 @@ def begin(recipe: Recipe, model: Model, cache: LatentCache, *, folder: str | Pat
     folder.mkdir(parents=True, exist_ok=True)
     if resume:
         _load(run)
+    elif recipe.start:
+        _start(run)
     (folder / "recipe.toml").write_text(recipe_text(recipe))
     _cut_metrics(run)
     return run
@@ -122,6 +126,24 @@ def _check_place(folder: Path, resume: bool) -> None:
         raise RecipeError(f"There is no checkpoint in '{folder}' to resume. Leave --resume out to begin.")
     if found and not resume:
         raise RecipeError(f"'{folder}' holds an unfinished run. Add --resume to go on with it, or delete the folder.")
+
+
+def _start(run: Run) -> None:
+    """Put a finished LoRA, with its own alpha, or a finished full model where the student begins."""
+    if run.recipe.student == "full":
+        run.student.start(load_model(run.recipe.start, dtype="fp32").unet)
+        return
+    found = read_lora(run.recipe.start, family=run.model.family)
+    bent = [name for name, layer in found.layers.items() if layer.mid is not None]
+    if bent or found.text_layers:
+        raise RecipeError(
+            f"'{found.path.name}' also changes {'the text encoder' if found.text_layers else bent[0]} in a way that is "
+            "not trained here. Start from a LoRA of the UNet with two matrices a layer."
+        )
+    start_lora(
+        run.student.unet,
+        {name: (layer.down, layer.up * (layer.alpha / layer.rank)) for name, layer in found.layers.items()},
+    )
 
 
 def _load(run: Run) -> None:

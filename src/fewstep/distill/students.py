@@ -26,6 +26,7 @@ from fewstep.models.unet import predict
 Rival = Callable[[torch.Tensor, torch.Tensor, Text], torch.Tensor]
 """The network that learns what the student draws: (z_BCHW, t_B, text) -> output, with gradient."""
 
+GUIDANCE_KEY = "time_embedding.cond_proj.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -60,6 +61,10 @@ class Student(Protocol):
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put back what `tensors` gave."""
+        ...
+
+    def start(self, unet: Any) -> None:
+        """Begin as this finished UNet."""
         ...
 
 
@@ -112,6 +117,10 @@ class LoraStudent:
         """Put the adapters back."""
         for name, value in self.parameters.items():
             value.copy_(tensors[name])
+
+    def start(self, unet: Any) -> None:
+        """LoRA layers cannot become a whole UNet. Raises RecipeError."""
+        raise RecipeError("A LoRA student starts from a LoRA file, not from a whole model. Set student = 'full'.")
 
 
 class FullStudent:
@@ -168,6 +177,13 @@ class FullStudent:
             value.copy_(tensors[f"average.{name}"])
             self.parameters[name].copy_(tensors[name])
 
+    def start(self, unet: Any) -> None:
+        """Begin as this UNet; one without a guidance embedding leaves the student's at zero. Raises RecipeError."""
+        for network in (self.student_unet, self.unet):
+            found = network.load_state_dict(unet.state_dict(), strict=False)
+            if found.unexpected_keys or set(found.missing_keys) - {GUIDANCE_KEY}:
+                raise RecipeError("The model to start from has other layers than the teacher. Use one made from it.")
+
 
 STUDENTS: dict[str, type[LoraStudent] | type[FullStudent]] = {"lora": LoraStudent, "full": FullStudent}
 
@@ -181,8 +197,8 @@ def with_guidance_embedding(unet: Any, width: int) -> Any:
         return copy.deepcopy(unet).requires_grad_(True)
     student = type(unet).from_config(dict(unet.config) | {"time_cond_proj_dim": width})
     missing = student.load_state_dict(unet.state_dict(), strict=False).missing_keys
-    torch.nn.init.zeros_(student.get_parameter("time_embedding.cond_proj.weight"))
-    assert missing == ["time_embedding.cond_proj.weight"], missing
+    torch.nn.init.zeros_(student.get_parameter(GUIDANCE_KEY))
+    assert missing == [GUIDANCE_KEY], missing
     return like(student, unet).requires_grad_(True)
 
 

@@ -8,7 +8,7 @@ The student is the UNet with the layers on, the teacher the same UNet inside `ba
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -118,6 +118,29 @@ def lora_state(unet: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     if not state:
         raise LoraError("The UNet carries no LoRA layers to read. Call add_lora first.")
     return state
+
+
+@torch.no_grad()
+def start_lora(unet: nn.Module, deltas: Mapping[str, tuple[Tensor, Tensor]], *, adapter: str = ADAPTER) -> None:
+    """Set the layers' first rows to finished ones: module name -> (down, up) whose product is the whole change.
+
+    Smaller ranks leave the other rows as `add_lora` made them, so that they add nothing and still learn.
+
+    Raises:
+        LoraError: a module has no LoRA layer, or one of another shape or a smaller rank.
+    """
+    layers = dict(_layers(unet))
+    for name, (down, up) in deltas.items():
+        if name not in layers:
+            raise LoraError(f"The LoRA to start from changes '{name}', which is not trained here. Use another file.")
+        halves = layers[name].lora_A[adapter].weight, layers[name].lora_B[adapter].weight
+        if down.shape[0] > halves[0].shape[0] or down.shape[1:] != halves[0].shape[1:] or len(up) != len(halves[1]):
+            raise LoraError(
+                f"The LoRA to start from has shape {list(down.shape)} at '{name}', the student {list(halves[0].shape)}."
+                " Train with at least its rank, on the model that it was made for."
+            )
+        halves[0][: len(down)] = down.to(halves[0])
+        halves[1][:, : len(down)] = (up / layers[name].scaling[adapter]).to(halves[1])
 
 
 def _check(unet: nn.Module, rank: int, targets: Sequence[str] | None) -> None:
