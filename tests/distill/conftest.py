@@ -27,6 +27,7 @@ LORA = {
     "sampling_steps": 2,
 }
 MATCHING = LORA | {"objective": "tdm", "phases": 2}
+CRITIC = {"adversarial": 0.1}
 FULL = LORA | {"student": "full", "w_max": 4.0}
 
 

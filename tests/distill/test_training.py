@@ -19,7 +19,7 @@ from fewstep.distill.students import networks
 from fewstep.distill.trainer import clip_gradients, draw, loss_by_quarter, train
 from fewstep.errors import OutputError, QualityError, RecipeError
 from fewstep.sampling.schedule import Schedule, scaled_linear, zero_terminal_snr
-from tests.distill.conftest import FULL, LORA, MATCHING
+from tests.distill.conftest import CRITIC, FULL, LORA, MATCHING
 from tests.tiny import tiny_model
 
 
@@ -27,7 +27,11 @@ def steps_of(run, count):
     return [report.loss for report in islice(train(run), count)]
 
 
-@pytest.mark.parametrize("values", [LORA, FULL, MATCHING], ids=["lora", "full", "matching"])
+@pytest.mark.parametrize(
+    "values",
+    [LORA, FULL, MATCHING, LORA | CRITIC, FULL | CRITIC],
+    ids=["lora", "full", "matching", "lora with critic", "full with critic"],
+)
 def test_a_resumed_run_continues_bit_for_bit(new_run, values):
     whole = new_run(values, folder="whole")
     losses = steps_of(whole, 6)
@@ -69,6 +73,19 @@ def test_matching_trains_two_sets_of_layers_and_ships_one(new_run, tmp_path, mon
     result = finish(run, tmp_path / "tdm.safetensors")
     lora = read_lora(result.path, family=run.model.family)
     assert len(lora.layers) == len(before) // 4 and result.read_back_error < 2e-3
+
+
+@pytest.mark.parametrize("values", [LORA, FULL, MATCHING], ids=["lora", "full", "matching"])
+def test_the_critic_learns_at_its_own_rate_and_is_not_shipped(new_run, values):
+    run = new_run(values | CRITIC | {"rival_rate": 3.0})
+    before = {name: value.detach().clone() for name, value in run.student.parameters.items()}
+    (report,) = islice(train(run), 1)
+    assert {"adversarial", "critic"} < set(report.losses)
+    heads = [name for name in before if name.startswith("critic.") and name.endswith("weight")]
+    assert heads and all(not torch.equal(before[name], run.student.parameters[name]) for name in heads)
+    assert run.optimiser.param_groups[-1]["lr"] == pytest.approx(3 * run.optimiser.param_groups[0]["lr"])
+    shipped = {name for name, _ in run.student.unet.named_parameters()}
+    assert not any("critic" in name for name in shipped)
 
 
 @pytest.mark.parametrize(("values", "name"), [(LORA, "first.safetensors"), (FULL, "first")])

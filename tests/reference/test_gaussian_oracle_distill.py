@@ -9,6 +9,7 @@ mu_u), and the flow from t to r is Phi(x) = alpha_r mu_w + (x - alpha_t mu_w) sq
 import pytest
 import torch
 
+from fewstep.distill.adversarial import Critic
 from fewstep.distill.matching import walk
 from fewstep.distill.objectives import objective_named, teacher_jump
 from fewstep.distill.recipes import make_recipe
@@ -50,7 +51,7 @@ def draw_of(count, origin_steps, generator, name="lcm", phases=4):
     z0 = MU_COND + WIDTH * torch.randn(count, 2, 1, 1, generator=generator)
     times = objective_named(name).times(recipe, 1000, generator)
     noise, again = torch.randn(2, *z0.shape, generator=generator)
-    return Draw(z0, noise, again, times, torch.full((count,), W))
+    return Draw(z0, noise, again, times, torch.full((count,), W), torch.rand(count, generator=generator))
 
 
 class PerPoint(torch.nn.Module):
@@ -83,15 +84,36 @@ class Mlp(torch.nn.Module):
         return self.net(features).view(-1, 2, 1, 1)
 
 
-def distil(student, schedule, *, origin_steps, steps, rate, count=256, name="lcm", phases=4):
+class MlpHeads(torch.nn.Module):
+    """One logit an item, of what the exact teacher sees: the latent and its own output."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(5, 32), torch.nn.SiLU(), torch.nn.Linear(32, 1))
+
+    def forward(self, features):
+        return self.net(torch.cat(features, 1))
+
+
+def critic_of(schedule, weight=0.1):
+    output = exact_output(schedule, MU_W)
+    return Critic(
+        lambda z, t_B: [z.flatten(1), output(z, t_B).flatten(1), t_B[:, None] / 1000], MlpHeads(), weight=weight
+    )
+
+
+def distil(student, schedule, *, origin_steps, steps, rate, count=256, name="lcm", phases=4, critic=None):
     generator = torch.Generator().manual_seed(0)
-    optimiser = torch.optim.Adam(student.parameters(), lr=rate)
+    learning = [*student.parameters(), *(critic.heads.parameters() if critic else ())]
+    optimiser = torch.optim.Adam(learning, lr=rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    networks, objective = Networks(student, student, teacher_of(schedule)), objective_named(name)
+    networks = Networks(student, student, teacher_of(schedule), critic=critic)
+    objective = objective_named(name)
     for _ in range(steps):
         optimiser.zero_grad()
         draw = draw_of(count, origin_steps, generator, name, phases)
-        objective.loss(networks, schedule, draw, distance=pseudo_huber(0.03))["consistency"].mean().backward()
+        losses = objective.loss(networks, schedule, draw, distance=pseudo_huber(0.03))
+        sum(loss_B.mean() for loss_B in losses.values()).backward()
         optimiser.step()
         falling.step()
 
@@ -184,6 +206,16 @@ def test_a_student_that_lands_on_the_way_jumps_along_the_flow(name, phases, most
     student = PerPoint(40)
     distil(student, schedule, origin_steps=40, steps=2000, rate=0.03, name=name, phases=phases)
     assert jumping_error(student, schedule, 4) < most < jumping_error(exact_output(schedule, MU_W), schedule, 4) / 1.5
+
+
+def test_a_critic_leaves_a_consistent_student_where_it_belongs():
+    """Drawn and wanted are one distribution there, so that the critic has nothing to say (PCM, theorem 6)."""
+    schedule = Schedule(scaled_linear(), "v_prediction")
+    torch.manual_seed(0)
+    student, critic = PerPoint(40), critic_of(schedule)
+    distil(student, schedule, origin_steps=40, steps=2000, rate=0.03, name="pcm", critic=critic)
+    assert jumping_error(student, schedule, 4) < 0.05
+    assert float(critic.heads.net[2].weight.detach().abs().max()) > 0.01  # it was asked, and learnt
 
 
 def match(student, fake, schedule, *, phases, steps, rate=0.02, count=512):

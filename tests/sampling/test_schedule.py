@@ -16,6 +16,7 @@ from fewstep.sampling import (
     to_z0,
     zero_terminal_snr,
 )
+from fewstep.sampling.schedule import fade_and_added
 
 T_B = [0, 19, 999]
 
@@ -129,3 +130,12 @@ def test_schedules_are_values():
     assert one == two
     assert hash(one) == hash(two)
     assert one != Schedule(scaled_linear(), prediction="sample")
+
+
+@pytest.mark.parametrize(("t", "to"), [(0, 999), (249, 250), (499, 499)])
+def test_noise_added_on_the_way_ends_at_the_schedules_own_signal_and_noise(t, to):
+    schedule, like = Schedule(scaled_linear()), np.zeros((1, 1, 1, 1), np.float32)
+    (alpha, sigma), (alpha_to, sigma_to) = (map(np.squeeze, schedule.alpha_sigma([at], like)) for at in (t, to))
+    fade, added = map(np.squeeze, fade_and_added(schedule, [t], [to], like))
+    assert float(fade * alpha) == pytest.approx(float(alpha_to), rel=1e-5)
+    assert float((fade * sigma) ** 2 + added**2) == pytest.approx(float(sigma_to) ** 2, rel=1e-4)

@@ -15,10 +15,11 @@ from itertools import pairwise
 
 import torch
 
+from fewstep.distill.adversarial import hinge
 from fewstep.distill.terms import Distance, Draw, Networks, guided, per_item, z0_of
 from fewstep.errors import RecipeError
 from fewstep.sampling.ode import ddim_map
-from fewstep.sampling.schedule import Schedule, to_eps
+from fewstep.sampling.schedule import Schedule, add_noise, fade_and_added, to_eps
 
 LEAST_SCALE = 1e-3
 
@@ -38,19 +39,19 @@ def trajectory_matching(
 ) -> dict[str, torch.Tensor]:
     """Trajectory distribution matching: {"matching": the student's loss_B, "fake": the fake network's}.
 
-    The student's gradient is (fake - teacher) in the clean latent, over the mean distance to the teacher (DMD2).
+    The student's gradient is (fake - teacher) in the clean latent, over the mean distance to the teacher (DMD2). A
+    critic compares with data, so then pictures are needed.
     """
     if networks.fake is None:
         raise RecipeError("Distribution matching needs a second network; only a LoRA student brings one.")
     t_B, tau_B, s_B = draw.times.t_B, draw.times.t_next_B, draw.times.s_B
     z_BCHW = walk(networks, schedule, draw.noise_BCHW, draw.times.path)
     z0_BCHW = z0_of(networks.student, schedule, z_BCHW, t_B)
-    landed_BCHW = ddim_map(schedule, z_BCHW, z0_BCHW.detach(), t_B, s_B)
+    landed_BCHW = ddim_map(schedule, z_BCHW, z0_BCHW, t_B, s_B)
 
-    (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(tau_B, z_BCHW), schedule.alpha_sigma(s_B, z_BCHW)
-    fade = alpha / alpha_s
-    added = (sigma**2 - (fade * sigma_s) ** 2).clamp(min=0).sqrt()
-    noised_BCHW = fade * landed_BCHW + added * draw.again_BCHW
+    fade, added = fade_and_added(schedule, s_B, tau_B, z_BCHW)
+    judged_BCHW = fade * landed_BCHW + added * draw.again_BCHW
+    noised_BCHW, sigma = judged_BCHW.detach(), schedule.alpha_sigma(tau_B, z_BCHW)[1]
 
     output_BCHW = networks.fake(noised_BCHW, tau_B).float()
     # The score of what was noised is -E[added noise] / added, and a network's eps is -sigma times the score.
@@ -63,4 +64,8 @@ def trajectory_matching(
         scale_B = per_item((z0_BCHW - real_BCHW).abs()).clamp(min=LEAST_SCALE)
         away_BCHW = (seen_BCHW - real_BCHW) / scale_B.view(-1, *[1] * (z_BCHW.ndim - 1))
         aim_BCHW = z0_BCHW - away_BCHW
-    return {"matching": per_item(distance(z0_BCHW - aim_BCHW)), "fake": fake_B}
+    losses = {"matching": per_item(distance(z0_BCHW - aim_BCHW)), "fake": fake_B}
+    if networks.critic is None:
+        return losses
+    real_BCHW = add_noise(schedule, draw.z0_BCHW, draw.again_BCHW, tau_B)
+    return losses | hinge(networks.critic, judged_BCHW, real_BCHW, tau_B)

@@ -7,6 +7,8 @@ student land from t and the target land from t', and compare. The members differ
     TCD PCM TDD TSCD  the same jump, a target time s by the DDIM map (`times.py`)             `target_time_consistency`
     LCF               the data's own jump, the same noise at t', no teacher                   `consistency_fine_tuning`
 
+A critic, where a run has one, is asked about either end (`adversarial.py`).
+
 The other family lets the student draw, and moves what it drew towards the teacher's distribution (`matching.py`).
 
 Sources: LCM (2310.04378) Algorithms 1 and 4, LCM-LoRA (2311.05556) Algorithm 1, DDIM (2010.02502) equation 12; the
@@ -19,6 +21,7 @@ from functools import partial
 
 import torch
 
+from fewstep.distill.adversarial import hinge_between
 from fewstep.distill.matching import trajectory_matching
 from fewstep.distill.recipes import Recipe
 from fewstep.distill.terms import Distance, Draw, Loss, Network, Networks, guided, per_item, z0_of
@@ -79,7 +82,8 @@ def consistency_pair(
 
 def latent_consistency(networks: Networks, schedule: Schedule, draw: Draw, *, distance: Distance) -> Losses:
     """Latent consistency distillation (LCM Algorithm 1): both ends land on the clean latent."""
-    return _compared(consistency_pair(networks, schedule, draw, walk=teacher_jump, land=consistency_function), distance)
+    pair = consistency_pair(networks, schedule, draw, walk=teacher_jump, land=consistency_function)
+    return _compared(networks, schedule, draw, pair, distance)
 
 
 def consistency_fine_tuning(networks: Networks, schedule: Schedule, draw: Draw, *, distance: Distance) -> Losses:
@@ -87,7 +91,8 @@ def consistency_fine_tuning(networks: Networks, schedule: Schedule, draw: Draw, 
 
     It keeps a consistency model consistent while it learns new pictures, so it starts from one.
     """
-    return _compared(consistency_pair(networks, schedule, draw, walk=data_jump, land=consistency_function), distance)
+    pair = consistency_pair(networks, schedule, draw, walk=data_jump, land=consistency_function)
+    return _compared(networks, schedule, draw, pair, distance)
 
 
 def target_time_consistency(networks: Networks, schedule: Schedule, draw: Draw, *, distance: Distance) -> Losses:
@@ -96,11 +101,19 @@ def target_time_consistency(networks: Networks, schedule: Schedule, draw: Draw, 
     def land(z_BCHW: torch.Tensor, z0_BCHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
         return ddim_map(schedule, z_BCHW, z0_BCHW, t_B, draw.times.s_B)
 
-    return _compared(consistency_pair(networks, schedule, draw, walk=teacher_jump, land=land), distance)
+    pair = consistency_pair(networks, schedule, draw, walk=teacher_jump, land=land)
+    return _compared(networks, schedule, draw, pair, distance)
 
 
-def _compared(pair: tuple[torch.Tensor, torch.Tensor], distance: Distance) -> Losses:
-    return {"consistency": per_item(distance(pair[0] - pair[1]))}
+def _compared(
+    networks: Networks, schedule: Schedule, draw: Draw, pair: tuple[torch.Tensor, torch.Tensor], distance: Distance
+) -> Losses:
+    losses, times = {"consistency": per_item(distance(pair[0] - pair[1]))}, draw.times
+    if networks.critic is None:
+        return losses
+    return losses | hinge_between(
+        networks.critic, schedule, *pair, draw.again_BCHW, s_B=times.s_B, t_B=times.t_B, chance_B=draw.chance_B
+    )
 
 
 @dataclass(frozen=True)

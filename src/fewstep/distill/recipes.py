@@ -39,6 +39,8 @@ class Recipe:
     w_max: float = _value(7.5, "greatest w; equal to w_min means fixed", least=0)
     distance: str = _value("huber", "distance between prediction and target", choices=("huber", "l2"))
     huber_c: float = _value(1e-3, "where the pseudo-Huber distance turns from squared to absolute", least=1e-12)
+    adversarial: float = _value(0.0, "weight of the adversarial loss; 0: no critic", least=0)
+    rival_rate: float = _value(1.0, "learning rate of critic and fake network, over the student's", least=0)
     steps: int = _value(1000, "optimiser steps", least=1)
     batch: int = _value(12, "items in one forward pass", least=1)
     accumulate: int = _value(1, "forward passes to one optimiser step", least=1)

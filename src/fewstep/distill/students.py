@@ -15,10 +15,12 @@ from typing import Any, Protocol
 
 import torch
 
+from fewstep.distill.adversarial import Critic
 from fewstep.distill.objectives import objective_named
 from fewstep.distill.recipes import Recipe
 from fewstep.distill.terms import Networks
 from fewstep.errors import RecipeError
+from fewstep.models.critic import Heads, block_features, block_widths
 from fewstep.models.lora_layers import ADAPTER, FAKE, add_lora, base_only, only
 from fewstep.models.text import Text
 from fewstep.models.unet import predict
@@ -38,6 +40,7 @@ class Student(Protocol):
     parameters: dict[str, torch.nn.Parameter]
     groups: list[list[torch.nn.Parameter]]
     fake: Rival | None
+    heads: Heads | None
 
     def student(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
         """The student's output, with gradient."""
@@ -49,6 +52,10 @@ class Student(Protocol):
 
     def teacher(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text) -> torch.Tensor:
         """The teacher's output, without gradient."""
+        ...
+
+    def features(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text) -> list[torch.Tensor]:
+        """What the frozen teacher's blocks see, with gradient to z."""
         ...
 
     def stepped(self) -> None:
@@ -82,7 +89,9 @@ class LoraStudent:
             [value for name, value in self.parameters.items() if f".{adapter}." in name] for adapter in adapters
         ]
         self.fake: Rival | None = self._fake if rival else None
+        self.heads = _add_heads(self, recipe)
         _prepare(unet, recipe)
+        self._features = _caller(recipe, size, block_features)
         self._predict = _predictor(recipe, size)
 
     def student(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
@@ -99,6 +108,11 @@ class LoraStudent:
         """The base with its adapters off."""
         with base_only(self.unet):
             return self._predict(self.unet, z_BCHW, t_B, text, None)
+
+    def features(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text) -> list[torch.Tensor]:
+        """Of the base with its adapters off."""
+        with base_only(self.unet):
+            return self._features(self.unet, z_BCHW, t_B, text)
 
     def _fake(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text) -> torch.Tensor:
         """The base with the rival's adapters, with gradient."""
@@ -139,10 +153,12 @@ class FullStudent:
         self.unet = copy.deepcopy(self.student_unet).requires_grad_(False)
         self.parameters = dict(self.student_unet.named_parameters())
         self.groups = [list(self.parameters.values())]
+        self.heads = _add_heads(self, recipe)
         for network in (self.teacher_unet, self.student_unet, self.unet):
             _prepare(network, recipe)
         self._decay = recipe.ema
         self._embedded = recipe.guidance_embedding > 0
+        self._features = _caller(recipe, size, block_features)
         self._predict = _predictor(recipe, size)
 
     def student(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
@@ -158,6 +174,10 @@ class FullStudent:
     def teacher(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text) -> torch.Tensor:
         """The frozen original."""
         return self._predict(self.teacher_unet, z_BCHW, t_B, text, None)
+
+    def features(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text) -> list[torch.Tensor]:
+        """Of the frozen original."""
+        return self._features(self.teacher_unet, z_BCHW, t_B, text)
 
     @torch.no_grad()
     def stepped(self) -> None:
@@ -175,7 +195,8 @@ class FullStudent:
         """Put the student and its average back."""
         for name, value in self.unet.named_parameters():
             value.copy_(tensors[f"average.{name}"])
-            self.parameters[name].copy_(tensors[name])
+        for name, value in self.parameters.items():
+            value.copy_(tensors[name])
 
     def start(self, unet: Any) -> None:
         """Begin as this UNet; one without a guidance embedding leaves the student's at zero. Raises RecipeError."""
@@ -209,9 +230,9 @@ def like(network: Any, unet: Any) -> Any:
     return network if first.dtype is torch.float32 else network.to(first.dtype)
 
 
-def networks(student: Student, text: Text, empty: Text, *, w_B: torch.Tensor) -> Networks:
-    """The three networks an objective sees, conditioned on `text` and w; `empty` is one row, repeated for the guided
-    teacher.
+def networks(student: Student, text: Text, empty: Text, *, w_B: torch.Tensor, adversarial: float = 0.0) -> Networks:
+    """The networks an objective sees, conditioned on `text` and w; `empty` is one row, repeated for the guided teacher;
+    `adversarial` is the critic's weight.
     """
     guided, fake = bool((w_B != 0).any()), student.fake
     doubled = Text.cat([text, empty.expand(len(w_B))]) if guided else text
@@ -222,11 +243,15 @@ def networks(student: Student, text: Text, empty: Text, *, w_B: torch.Tensor) ->
         conditional, unconditional = student.teacher(torch.cat([z_BCHW] * 2), torch.cat([t_B] * 2), doubled).chunk(2)
         return conditional, unconditional
 
+    critic = None
+    if student.heads is not None:
+        critic = Critic(lambda z_BCHW, t_B: student.features(z_BCHW, t_B, text), student.heads, adversarial)
     return Networks(
         student=lambda z_BCHW, t_B: student.student(z_BCHW, t_B, text, w_B),
         target=lambda z_BCHW, t_B: student.target(z_BCHW, t_B, text, w_B),
         teacher=teacher,
         fake=None if fake is None else lambda z_BCHW, t_B: fake(z_BCHW, t_B, text),
+        critic=critic,
     )
 
 
@@ -238,6 +263,17 @@ def choose(mask_B: torch.Tensor, one: Text, other: Text) -> Text:
     return Text(text_BLD, torch.where(mask_B[:, None], one.pooled_BD, other.pooled_BD))
 
 
+def _add_heads(student: "LoraStudent | FullStudent", recipe: Recipe) -> Heads | None:
+    """A critic's heads on the teacher, as a group of parameters of the student's own; None where none is wanted."""
+    if not recipe.adversarial:
+        return None
+    unet = student.teacher_unet
+    heads = Heads(block_widths(unet), seed=recipe.seed).to(next(unet.parameters()).device)
+    student.parameters |= {f"critic.{name}": value for name, value in heads.named_parameters()}
+    student.groups.append(list(heads.parameters()))
+    return heads
+
+
 def _prepare(unet: Any, recipe: Recipe) -> None:
     unet.eval().to(memory_format=torch.channels_last)
     if recipe.checkpointing:
@@ -245,12 +281,21 @@ def _prepare(unet: Any, recipe: Recipe) -> None:
 
 
 def _predictor(recipe: Recipe, size: tuple[int, int]) -> Callable[..., torch.Tensor]:
-    dtype = DTYPES[recipe.precision]
+    call = _caller(recipe, size, predict)
 
     def run(unet: Any, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor | None) -> torch.Tensor:
+        return call(unet, z_BCHW, t_B, text, w_B=w_B).float()
+
+    return run
+
+
+def _caller(recipe: Recipe, size: tuple[int, int], call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call` in the recipe's number format and memory layout, for pictures of `size`."""
+    dtype = DTYPES[recipe.precision]
+
+    def run(unet: Any, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, **how: Any) -> Any:
         z_BCHW = z_BCHW.contiguous(memory_format=torch.channels_last)
-        device = z_BCHW.device.type
-        with nullcontext() if dtype is torch.float32 else torch.autocast(device, dtype):
-            return predict(unet, z_BCHW, t_B, text, w_B=w_B, size=size).float()
+        with nullcontext() if dtype is torch.float32 else torch.autocast(z_BCHW.device.type, dtype):
+            return call(unet, z_BCHW, t_B, text, size=size, **how)
 
     return run

@@ -5,11 +5,12 @@ in float16 c_out is zero from t = 26 up, and in bfloat16 sigma_0 is zero.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
+from fewstep.distill.adversarial import Critic
 from fewstep.distill.times import Times
 from fewstep.errors import RecipeError
 from fewstep.sampling.guidance import guide
@@ -25,24 +26,28 @@ class Networks:
     """Functions (z_BCHW, timestep_B) -> output in the schedule's prediction, conditioned already.
 
     `teacher` answers (conditional, unconditional) from one batch; unconditional is None where w is zero throughout.
-    `fake`, where a method asks for it, learns what the student draws.
+    `fake`, where a method asks for it, learns what the student draws; `critic` is asked where there is one.
     """
 
     student: Network
     target: Network
     teacher: GuidedNetwork
     fake: Network | None = None
+    critic: Critic | None = None
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The random part of one step: latents, two unit noises, times, and the papers' guidance scale w."""
+    """The random part of one step: latents, two unit noises, times, the papers' guidance scale w, and a number in
+    [0, 1) that says when a critic looks.
+    """
 
     z0_BCHW: torch.Tensor
     noise_BCHW: torch.Tensor
     again_BCHW: torch.Tensor
     times: Times
     w_B: torch.Tensor
+    chance_B: torch.Tensor = field(default_factory=lambda: torch.zeros(1))
 
 
 class Loss(Protocol):

@@ -62,8 +62,8 @@ def take_step(run: Run) -> StepReport:
     """One optimiser step: `accumulate` batches forward and backward, clip, AdamW, moving average."""
     recipe, began = run.recipe, time.perf_counter()
     rate = learning_rate_at(recipe, run.step)
-    for group in run.optimiser.param_groups:
-        group["lr"] = rate
+    for place, group in enumerate(run.optimiser.param_groups):
+        group["lr"] = rate * (recipe.rival_rate if place else 1)
     run.optimiser.zero_grad(set_to_none=True)
     parts = [_backward(run, run.step * recipe.accumulate + place) for place in range(recipe.accumulate)]
     norms = [float(clip_gradients(group, recipe.clip)) for group in run.student.groups]
@@ -102,12 +102,14 @@ def draw(run: Run, place: int) -> tuple[Draw, Text]:
     noise_BCHW, again_BCHW = (torch.randn(batch.z0_BCHW.shape, generator=generator) for _ in range(2))
     w_B = recipe.w_min + (recipe.w_max - recipe.w_min) * torch.rand(recipe.batch, generator=generator)
     empty_B = torch.rand(recipe.batch, generator=generator) < recipe.empty_captions
+    chance_B = torch.rand(recipe.batch, generator=generator)
     drawn = Draw(
         batch.z0_BCHW.to(run.device),
         noise_BCHW.to(run.device),
         again_BCHW.to(run.device),
         times.to(run.device),
         w_B.to(run.device),
+        chance_B.to(run.device),
     )
     return drawn, choose(empty_B, run.cache.empty, batch.text).to(run.device)
 
@@ -123,7 +125,7 @@ def _backward(run: Run, place: int) -> tuple[torch.Tensor, dict[str, torch.Tenso
     recipe = run.recipe
     drawn, text = draw(run, place)
     losses = objective_named(recipe.objective).loss(
-        networks(run.student, text, run.cache.empty.to(run.device), w_B=drawn.w_B),
+        networks(run.student, text, run.cache.empty.to(run.device), w_B=drawn.w_B, adversarial=recipe.adversarial),
         run.model.schedule,
         drawn,
         distance=distance_named(recipe.distance, huber_c=recipe.huber_c),

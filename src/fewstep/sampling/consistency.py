@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fewstep.sampling.arrays import Array, Timesteps, broadcast, float32, indices, namespace
 from fewstep.sampling.ode import Past, ddim_map
-from fewstep.sampling.schedule import Schedule
+from fewstep.sampling.schedule import Schedule, fade_and_added
 
 TIMESTEP_SCALING = 10.0
 SIGMA_DATA = 0.5
@@ -75,9 +75,8 @@ def advance_tcd(
     ahead = ddim_map(schedule, z, z0, t_B, s_B)
     if noise is None:
         return ahead
-    (alpha, sigma), (alpha_s, sigma_s) = schedule.alpha_sigma(t_next_B, z), schedule.alpha_sigma(s_B, z)
-    fade = alpha / alpha_s
-    return fade * ahead + (sigma**2 - (fade * sigma_s) ** 2).clip(0.0) ** 0.5 * float32(noise)
+    fade, added = fade_and_added(schedule, s_B, t_next_B, z)
+    return fade * ahead + added * float32(noise)
 
 
 def advance_phased(

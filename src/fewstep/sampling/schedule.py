@@ -125,6 +125,17 @@ def add_noise(schedule: Schedule, z0: Array, noise: Array, t_B: Timesteps) -> Ar
     return alpha * float32(z0) + sigma * float32(noise)
 
 
+def fade_and_added(schedule: Schedule, t_B: Timesteps, to_B: Timesteps, like: Array) -> tuple[Array, Array]:
+    """The way z_t becomes z at a later (noisier) timestep: fade * z_t + added * unit noise; (B, 1, 1, 1) each.
+
+    fade = alpha_to / alpha_t and added^2 = sigma_to^2 - (fade sigma_t)^2, the forward process between two timesteps
+    (Kingma et al. 2021, arXiv:2107.00630, section 3.1).
+    """
+    (alpha, sigma), (alpha_t, sigma_t) = schedule.alpha_sigma(to_B, like), schedule.alpha_sigma(t_B, like)
+    fade = alpha / alpha_t
+    return fade, (sigma**2 - (fade * sigma_t) ** 2).clip(0.0) ** 0.5
+
+
 def to_z0(schedule: Schedule, z: Array, output: Array, t_B: Timesteps) -> Array:
     """The clean latent that a network's output claims, by the schedule's prediction type.
 
