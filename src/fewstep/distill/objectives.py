@@ -6,6 +6,7 @@ student land from t and the target land from t', and compare. The members differ
     LCM               the guided teacher's jump, the clean latent through c_skip and c_out    `latent_consistency`
     TCD PCM TDD TSCD  the same jump, a target time s by the DDIM map (`times.py`)             `target_time_consistency`
     LCF               the data's own jump, the same noise at t', no teacher                   `consistency_fine_tuning`
+    sCM               an endless number of endless small jumps; experimental                  `continuous_consistency`
 
 A critic, where a run has one, is asked about either end (`adversarial.py`).
 
@@ -38,11 +39,12 @@ from fewstep.distill.times import (
 from fewstep.errors import RecipeError
 from fewstep.sampling.consistency import consistency_function
 from fewstep.sampling.ode import ddim_map
-from fewstep.sampling.schedule import Schedule, add_noise
+from fewstep.sampling.schedule import Schedule, add_noise, to_eps, to_z0
 
 Landing = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Walk = Callable[[Networks, Schedule, Draw], tuple[torch.Tensor, torch.Tensor]]
 Losses = dict[str, torch.Tensor]
+TANGENT_FLOOR = 0.1
 
 
 def teacher_jump(networks: Networks, schedule: Schedule, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,6 +107,44 @@ def target_time_consistency(networks: Networks, schedule: Schedule, draw: Draw, 
     return _compared(networks, schedule, draw, pair, distance)
 
 
+def continuous_consistency(networks: Networks, schedule: Schedule, draw: Draw, *, distance: Distance) -> Losses:
+    """Continuous-time consistency (sCM, Lu and Song 2024, 2410.11081, algorithm 1) by finite differences; experimental.
+
+    On the circle tau = atan2(sigma, alpha) a variance-preserving schedule is TrigFlow with sigma_data 1, its v is the
+    paper's F, and f = cos(tau) z - sin(tau) F. The tangent of F is the difference of the target's v at the two grid
+    points beside t on the guided teacher's path. Departures: no tangent warm-up, no learnt weighting, the tangent's
+    norm is taken per element, and `distance` is not asked: the loss is squared.
+    """
+    t_B, below_B = draw.times.t_B, draw.times.t_next_B
+    above_B = (2 * t_B - below_B).clamp(max=schedule.count - 1)
+    z_BCHW = add_noise(schedule, draw.z0_BCHW, draw.noise_BCHW, t_B)
+    v_BCHW = _v_of(networks.student, schedule, z_BCHW, t_B)
+    with torch.no_grad():
+        z0_BCHW = z0_of(guided(networks.teacher, 1 + draw.w_B), schedule, z_BCHW, t_B)
+        ends = [(ddim_map(schedule, z_BCHW, z0_BCHW, t_B, to_B), to_B) for to_B in (below_B, above_B)]
+        both, both_t = (torch.cat(parts) for parts in zip(*ends, strict=True))
+        low_BCHW, high_BCHW = _v_of(networks.target, schedule, both, both_t).chunk(2)
+        below, tau, above = (_angle(schedule, at_B, z_BCHW) for at_B in (below_B, t_B, above_B))
+        slope_BCHW = (high_BCHW - low_BCHW) / (above - below)
+        cos, sin = tau.cos(), tau.sin()
+        path_BCHW = (cos * z_BCHW - z0_BCHW) / sin  # the teacher's v, of its z0 and z
+        g_BCHW = -(cos**2) * (v_BCHW - path_BCHW) - cos * sin * (z_BCHW + slope_BCHW)
+        size_B = per_item(g_BCHW.square()).sqrt()
+        aim_BCHW = v_BCHW + g_BCHW / (size_B + TANGENT_FLOOR).view(-1, *[1] * (z_BCHW.ndim - 1))
+    return {"consistency": per_item((v_BCHW - aim_BCHW).square())}
+
+
+def _v_of(network: Network, schedule: Schedule, z_BCHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+    alpha, sigma = schedule.alpha_sigma(t_B, z_BCHW)
+    output_BCHW = network(z_BCHW, t_B).float()
+    return alpha * to_eps(schedule, z_BCHW, output_BCHW, t_B) - sigma * to_z0(schedule, z_BCHW, output_BCHW, t_B)
+
+
+def _angle(schedule: Schedule, t_B: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    alpha, sigma = schedule.alpha_sigma(t_B, like)
+    return torch.atan2(sigma, alpha)
+
+
 def _compared(
     networks: Networks, schedule: Schedule, draw: Draw, pair: tuple[torch.Tensor, torch.Tensor], distance: Distance
 ) -> Losses:
@@ -143,6 +183,7 @@ OBJECTIVES: dict[str, Objective] = {
     "pcm": _jumps(target_time_consistency, lambda recipe: partial(to_edge, phases=recipe.phases)),
     "tscd": _jumps(target_time_consistency, lambda recipe: partial(to_anywhere, segments=recipe.phases)),
     "tdd": _jumps(target_time_consistency, lambda recipe: to_later_steps),
+    "scm": _jumps(continuous_consistency, lambda recipe: to_clean),
     "tdm": Objective(trajectory_matching, _segments, fake=True),
 }
 

@@ -27,6 +27,7 @@ class Recipe:
 
     model: str = _value("", "teacher: folder, file or hub name; empty means the embedded model")
     objective: str = _value("lcm", "distillation method")
+    experimental: bool = _value(False, "allow methods that have not proved themselves on this kind of model: scm")
     phases: int = _value(4, "phases of PCM, segments of TSCD and TDM; divides origin_steps", least=1)
     student: str = _value("lora", "what is trained", choices=("lora", "full"))
     start: str = _value("", "what the student starts from: LoRA file, or folder of a full student; empty: the teacher")
@@ -109,6 +110,13 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
             f"{recipe.phases} phases do not divide the grid of {recipe.origin_steps} points, so training would miss "
             f"timesteps that sampling visits. Set origin_steps to a multiple of phases, such as {10 * recipe.phases}."
         )
+    if recipe.objective == "scm" and not recipe.experimental:
+        raise RecipeError(
+            "objective = 'scm' is experimental: no result on a Stable Diffusion model is published. Add experimental = "
+            "true, or use 'lcm' or 'pcm'."
+        )
+    if recipe.objective == "scm" and recipe.adversarial:
+        raise RecipeError("objective = 'scm' takes no critic: nothing lands. Set adversarial = 0.")
     if recipe.w_min > recipe.w_max:
         raise RecipeError(
             f"w_min = {recipe.w_min} is above w_max = {recipe.w_max}. Swap them, or make them equal for a fixed w."
