@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fewstep.data.buckets import Framing, Shape, TimeIds, framed
 from fewstep.data.seeds import seed_at
@@ -111,7 +111,8 @@ def measure(record: Record, filters: Filters) -> Lost | Shape | None:
     try:
         with _opened(record.picture) as image:
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            head = image.format != "PNG" or "exif" in image.info  # asking a PNG for more would decode it whole
+            turned = head and image.getexif().get(_ORIENTATION) in _TURNED
     except Exception as error:  # noqa: BLE001 - a corrupt picture raises anything; it is named, and never fatal
         return Lost(record.name, f"not a picture that can be read ({_line(error)})", fault=True)
     size = (width, height) if turned else (height, width)
@@ -210,4 +211,7 @@ def _opened(picture: bytes | Path) -> Image.Image:
 
 
 def _line(error: Exception) -> str:
+    """The first line of an error, the same each time: Pillow's own names a place in memory."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no format that is known"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -86,6 +86,7 @@ class Stream:
         self._place, self._block = _Place(), _Block()
         self._waiting: dict[Shape | None, deque[_Waiting]] = {}
         self._last: tuple[tuple[int, ...], Batch] | None = None
+        self._named: set[str] = set()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -119,8 +120,8 @@ class Stream:
                 "checkpoint, or encode a cache."
             )
         self._seed = seed
-        whole = self._next_rows(size * world)
-        batch = self._encode(seed, step, whole, slice(rank * size, (rank + 1) * size))
+        shape, whole = self._next_rows(size * world)
+        batch = self._encode(seed, step, shape, whole, slice(rank * size, (rank + 1) * size))
         self._place.step += 1
         self._last = (asked, batch)
         return batch
@@ -146,12 +147,12 @@ class Stream:
         for row in self._again([((part, index), epoch) for part, index, epoch in position["waiting"]]):
             self._wait(row)
 
-    def _next_rows(self, count: int) -> list[_Waiting]:
+    def _next_rows(self, count: int) -> tuple[Shape | None, list[_Waiting]]:
         kept_before, epochs = self.tally.kept, 0
         while True:
-            for rows in self._waiting.values():
+            for shape, rows in self._waiting.items():
                 if len(rows) >= count:
-                    return [rows.popleft() for _ in range(count)]
+                    return shape, [rows.popleft() for _ in range(count)]
             if self._place.taken == len(self._block.order):
                 epochs += self._next_block()
             if epochs > 1 and self.tally.kept == kept_before:
@@ -172,8 +173,10 @@ class Stream:
 
     def _count(self, row: _Waiting, found: Any) -> bool:
         """Corrupt samples are named once, in whichever epoch they come first."""
-        if isinstance(found, Lost) and found.fault and (found.name, found.reason) in self.tally.faults:
-            return False
+        if isinstance(found, Lost) and found.fault:
+            if found.name in self._named:
+                return False
+            self._named.add(found.name)
         return self.tally.count(found)
 
     def _next_block(self) -> int:
@@ -208,8 +211,9 @@ class Stream:
             raise RecipeError(f"'{self.source.where}' has fewer samples than when the checkpoint was made. Begin anew.")
         return [_Waiting(at, epoch, records[at]) for at, epoch in wanted]
 
-    def _encode(self, seed: int, step: int, whole: list[_Waiting], mine: slice) -> Batch:
-        frames = self._decoded(whole, range(len(whole))[mine])
+    def _encode(self, seed: int, step: int, shape: Shape | None, whole: list[_Waiting], mine: slice) -> Batch:
+        with ThreadPoolExecutor(max(1, self._workers)) as pool:
+            frames = list(pool.map(lambda place: self._good(shape, whole, place), range(len(whole))[mine]))
         text = self._encoded([frame.caption for frame in frames])
         names = tuple(frame.name for frame in frames)
         if not self.pictures:
@@ -219,15 +223,13 @@ class Stream:
         z0_BCHW = found["mean"].float() + found["std"].float() * noise_BCHW
         return Batch(z0_BCHW, Text(text.text_BLD, text.pooled_BD, found["time_ids"]), names=names)
 
-    def _decoded(self, whole: list[_Waiting], mine: Sequence[int]) -> list[Frame]:
-        with ThreadPoolExecutor(max(1, self._workers)) as pool:
-            return list(pool.map(lambda place: self._good(whole, place), mine))
-
-    def _good(self, whole: list[_Waiting], place: int) -> Frame:
+    def _good(self, shape: Shape | None, whole: list[_Waiting], place: int) -> Frame:
         for row in (*whole[place:], *whole[:place]):
             found = frame_of(row.record, self.framing, self.filters, epoch=row.epoch)
             if isinstance(found, Frame):
-                return found
+                if shape is None or found.pixels_HWC is None or found.pixels_HWC.shape[:2] == shape:
+                    return found
+                found = Lost(found.name, "its size is not what its head says", fault=True)
             self._count(row, found)
         raise RecipeError(f"Not one of {len(whole)} pictures in a batch can be decoded: {self.tally.sentence()}.")
 
