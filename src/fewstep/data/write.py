@@ -61,8 +61,7 @@ def write_cache(
         for place, (picture, caption) in enumerate(islice(iter(samples), start, None), start):
             yield place + 1, _frame(place, picture, caption)
 
-    writing = _write(Path(folder), model, found, settings={}, shard_size=shard_size, batch=batch, moments=moments)
-    for tally in writing:
+    for tally in _write(Path(folder), model, found, _How({}, shard_size, batch, moments)):
         yield tally.kept
 
 
@@ -97,40 +96,31 @@ def encode(
         records = walk(source, rank=rank, world=world, start=(0, 0) if after is None else (after[0], after[1]))
         return ahead(lambda step: (step[0], frame_of(step[2], framing, filters)), records, workers=workers)
 
+    how = _How(settings, shard_size, batch, moments, source.pictures, framing.squarest, may_be_empty=world > 1)
     tally = Tally()
-    place = manifests.part_folder(Path(folder), rank, world)
-    for tally in _write(
-        place,
-        model,
-        found,
-        settings=settings,
-        shard_size=shard_size,
-        batch=batch,
-        moments=moments,
-        pictures=source.pictures,
-        shape_px=framing.squarest,
-        may_be_empty=world > 1,
-    ):
+    for tally in _write(manifests.part_folder(Path(folder), rank, world), model, found, how):
         yield tally
     if world == 1:
         tally.check(source.where)
 
 
-def _write(
-    folder: Path,
-    model: Encoders,
-    found: Callable[[Any], Iterator[Found]],
-    *,
-    settings: dict[str, Any],
-    shard_size: int,
-    batch: int,
-    moments: bool,
-    pictures: bool = True,
-    shape_px: tuple[int, int] = (0, 0),
-    may_be_empty: bool = False,
-) -> Iterator[Tally]:
+@dataclass(frozen=True)
+class _How:
+    """`settings` must be the same to go on with a cache; prompts without pictures are drawn at `shape_px`."""
+
+    settings: dict[str, Any]
+    shard_size: int
+    batch: int
+    moments: bool
+    pictures: bool = True
+    shape_px: tuple[int, int] = (0, 0)
+    may_be_empty: bool = False
+
+
+def _write(folder: Path, model: Encoders, found: Callable[[Any], Iterator[Found]], how: _How) -> Iterator[Tally]:
     folder.mkdir(parents=True, exist_ok=True)
-    begun = {"model": model.content_hash, "moments": moments, "pictures": pictures, "settings": settings}
+    begun: dict[str, Any] = {"model": model.content_hash, "moments": how.moments}
+    begun |= {"pictures": how.pictures, "settings": how.settings}
     manifest = _to_continue(folder, begun)
     if manifest["complete"]:
         yield manifests.tally(manifest)
@@ -140,15 +130,15 @@ def _write(
     known = {caption: row for row, caption in enumerate(manifests.captions(folder, manifest))}
     results = found(manifest["chunks"][-1]["next"] if manifest["chunks"] else None)
     while True:
-        chunk = _Chunk(model, batch, moments, pictures, shape_px)
-        for after, outcome in islice(results, shard_size):
+        chunk = _Chunk(model, how)
+        for after, outcome in islice(results, how.shard_size):
             chunk.add(after, outcome)
         if chunk.tally.seen == 0:
             break
         manifest["chunks"].append(chunk.write(folder, len(manifest["chunks"]), known))
         manifests.write_manifest(folder, manifest)
         yield manifests.tally(manifest)
-    if not manifests.count(manifest) and not may_be_empty:
+    if not manifests.count(manifest) and not how.may_be_empty:
         manifests.tally(manifest).check(str(folder))
     manifests.write_manifest(folder, manifest | {"complete": True})
 
@@ -158,10 +148,7 @@ class _Chunk:
     """The records of one chunk while they are encoded; pictures wait only until a batch of their shape is full."""
 
     model: Encoders
-    batch: int
-    moments: bool
-    pictures: bool
-    shape_px: tuple[int, int]
+    how: _How
     tally: Tally = field(default_factory=Tally)
     after: Any = None
     waiting: dict[tuple[int, ...], list[Frame]] = field(default_factory=dict)
@@ -174,11 +161,11 @@ class _Chunk:
         self.after = after
         if not self.tally.count(outcome) or isinstance(outcome, Lost):
             return
-        shape = _shape(outcome, self.shape_px)
+        shape = _shape(outcome, self.how.shape_px)
         self.order.setdefault(outcome.caption)
         self.captions.setdefault(shape, []).append(outcome.caption)
         self.waiting.setdefault(shape, []).append(outcome)
-        if len(self.waiting[shape]) == self.batch:
+        if len(self.waiting[shape]) == self.how.batch:
             self._encode(shape)
 
     def write(self, folder: Path, number: int, known: dict[str, int]) -> dict[str, Any]:
@@ -197,12 +184,12 @@ class _Chunk:
 
     def _encode(self, shape: tuple[int, ...]) -> None:
         frames = self.waiting.pop(shape)
-        if self.pictures:
-            self.encoded.setdefault(shape, []).append(encode_frames(frames, self.model, moments=self.moments))
+        if self.how.pictures:
+            self.encoded.setdefault(shape, []).append(encode_frames(frames, self.model, moments=self.how.moments))
 
     def _write_text(self, folder: Path, number: int, fresh: list[str]) -> dict[str, Any]:
         name = f"text-{number:05d}.safetensors"
-        tensors = _encode_captions(fresh, self.model, self.batch)
+        tensors = _encode_captions(fresh, self.model, self.how.batch)
         size = manifests.write_tensors(folder / name, tensors, {"captions": json.dumps(fresh)})
         return {"file": name, "bytes": size}
 
