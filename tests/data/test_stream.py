@@ -240,3 +240,14 @@ def test_time_ids_of_a_stream_say_its_own_crop(tmp_path):
     stream = stream_of(source, replace(BUCKETS, seed=3))
     crops = {tuple(ids) for step in range(12) for ids in stream.batch(0, step, size=2).text.time_ids_B6.tolist()}
     assert {ids[:2] for ids in crops} == {(16, 24), (32, 16)} and len({ids[2:4] for ids in crops}) > 2
+
+
+def test_what_filters_drop_is_counted_and_takes_no_place(tmp_path):
+    source = mixed(tmp_path)
+    stream = stream_of(source, filters=Filters(least_caption=7))  # "a cat 7" has seven letters, "a cat 14" eight
+    names = [name for step in range(6) for name in stream.batch(0, step, size=2).names]
+    assert len(set(names)) == 12 and not stream.tally.dropped
+    stream = stream_of(source, filters=Filters(least_caption=8))
+    names = [name for step in range(5) for name in stream.batch(0, step, size=2).names]
+    assert len(set(names)) == 10 and all(int(name[-4:]) >= 10 for name in names)
+    assert set(stream.tally.dropped) == {"caption shorter than 8 letters"}
