@@ -3,8 +3,6 @@ alone.
 """
 
 import json
-from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,33 +10,12 @@ import torch
 from PIL import Image
 
 from fewstep.data.latents import LatentCache, is_cache, write_cache
-from fewstep.data.pictures import pictures
-from fewstep.errors import ImageError, RecipeError
+from fewstep.errors import RecipeError
 from fewstep.models import vae
-from fewstep.models.text import Text
-from tests.tiny import tiny_vae
+from tests.data.worlds import model_of
 
+ONE_BUCKET = [(2, 3, 0), (5, 1, 6), (4, 4, 6)]
 CAPTIONS = ("a cat", "a dog", "a cat", "", "the moon", "a dog", "a cat")
-
-
-class Encoder:
-    """A stand-in text encoder that counts what it is asked."""
-
-    def __init__(self, pooled=False):
-        self.asked, self.pooled = Counter(), pooled
-
-    def encode(self, prompts):
-        self.asked.update(prompts)
-        rows = torch.tensor([[len(prompt), sum(map(ord, prompt)) / 1000] for prompt in prompts])
-        return Text(rows[:, None].repeat(1, 3, 1), rows if self.pooled else None)
-
-    def encode_negative(self, prompts):
-        text = self.encode(prompts)
-        return Text(text.text_BLD * 0 - 1, text.pooled_BD)
-
-
-def model_of(pooled=False, name="abc"):
-    return SimpleNamespace(vae=tiny_vae(), text=Encoder(pooled), content_hash=name)
 
 
 def latents(count=7, size=2):
@@ -88,7 +65,7 @@ def test_a_torn_write_is_mended(tmp_path):
     writing = write_cache(torn, model, zip(latents(), CAPTIONS, strict=True), shard_size=3)
     assert next(writing) == 3
     writing.close()
-    (torn / "latents-00001.safetensors").write_bytes(b"half a shard")
+    (torn / "latents-00001-2x2.safetensors").write_bytes(b"half a shard")
     (torn / "text-00001.part").write_bytes(b"half")
     with pytest.raises(RecipeError, match="unfinished"):
         LatentCache(torn)
@@ -119,7 +96,7 @@ def test_an_epoch_shows_everything_once(tmp_path):
 
 def test_damage_is_said(tmp_path):
     written(tmp_path)
-    shard = tmp_path / "latents-00001.safetensors"
+    shard = tmp_path / "latents-00001-2x2.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(RecipeError, match="latents-00001"):
         LatentCache(tmp_path)
@@ -132,10 +109,6 @@ def test_what_does_not_fit_is_said(tmp_path):
     written(tmp_path / "one")
     with pytest.raises(RecipeError, match="xyz"):
         list(write_cache(tmp_path / "one", model_of(name="xyz"), []))
-    with pytest.raises(RecipeError, match="one size"):
-        written(tmp_path / "two", samples=[(torch.zeros(4, 2, 2), "a"), (torch.zeros(4, 2, 3), "b")])
-    with pytest.raises(RecipeError, match="one size"):
-        written(tmp_path / "three", samples=[(torch.zeros(4, 2, k), "a") for k in (2, 3)], shard_size=1)
     with pytest.raises(RecipeError, match="not one sample"):
         written(tmp_path / "four", samples=[])
     with pytest.raises(RecipeError, match="no latent cache"):
@@ -143,17 +116,78 @@ def test_what_does_not_fit_is_said(tmp_path):
     assert not is_cache(tmp_path / "five")
 
 
-def test_a_folder_of_pictures(tmp_path):
-    Image.new("RGB", (20, 10), "red").save(tmp_path / "b.png")
-    (tmp_path / "b.txt").write_text("a red apple\n")
-    Image.new("RGB", (9, 9)).save(tmp_path / "no-caption.png")
-    ((image, caption),) = pictures(tmp_path, size_px=16)
-    assert (image.size, image.getpixel((8, 8)), caption) == ((16, 16), (255, 0, 0), "a red apple")
-    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "no-caption.png", "text": "night"}) + "\n")
-    assert [caption for _, caption in pictures(tmp_path, size_px=16)] == ["night"]
-    (tmp_path / "no-caption.png").write_bytes(b"not a picture")
-    with pytest.raises(ImageError, match="no-caption"):
-        list(pictures(tmp_path, size_px=16))
-    (tmp_path / "metadata.jsonl").write_text("{}\n")
-    with pytest.raises(RecipeError, match=r"metadata\.jsonl"):
-        list(pictures(tmp_path, size_px=16))
+def several(count=23):
+    """Finished latents of two shapes, three of four of them square, each filled with its number."""
+    shapes = [(4, 2, 4) if k % 4 == 3 else (4, 2, 2) for k in range(count)]
+    return [(torch.full(shape, float(k)), f"caption {k}") for k, shape in enumerate(shapes)]
+
+
+def test_a_batch_comes_from_one_bucket_in_proportion(tmp_path):
+    cache = written(tmp_path, samples=several(24), shard_size=5)
+    assert cache.buckets == {(4, 2, 2): 18, (4, 2, 4): 6} and cache.shape == (4, 2, 2)
+    batches = [cache.batch(0, step, size=2) for step in range(2048)]
+    wide = [batch.z0_BCHW.shape[-1] == 4 for batch in batches]
+    assert abs(sum(wide[:1024]) - 256) <= 1 and abs(sum(wide) - 512) <= 2
+    for batch in batches[:50]:
+        assert [cache.caption(row) for row in batch.rows] == [f"caption {int(z[0, 0, 0])}" for z in batch.z0_BCHW]
+
+
+def test_each_bucket_shows_all_its_rows_before_any_again(tmp_path):
+    cache = written(tmp_path, samples=several(24), shard_size=5)
+    rows = {2: [], 4: []}
+    for step in range(1000, 1100):
+        batch = cache.batch(3, step, size=3)
+        rows[batch.z0_BCHW.shape[-1]] += batch.rows
+    skip = {width: (-sum(1 for step in range(1000) if cache.batch(3, step, size=3).z0_BCHW.shape[-1] == width) * 3) % n
+            for width, n in ((2, 18), (4, 6))}  # fmt: skip
+    for width, count in ((2, 18), (4, 6)):
+        epoch = rows[width][skip[width] : skip[width] + count]
+        assert len(set(epoch)) == count
+
+
+def test_a_step_is_the_same_whatever_came_before(tmp_path):
+    cache = written(tmp_path, samples=several(), shard_size=5)
+    for step in (5000, 3, 1024, 1023):
+        fresh = LatentCache(tmp_path)
+        assert cache.batch(1, step, size=4).rows == fresh.batch(1, step, size=4).rows
+    assert [cache.batch(1, k, size=4).rows for k in range(9)] != [cache.batch(2, k, size=4).rows for k in range(9)]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_together_have_the_batch_of_one_process(tmp_path, world):
+    image = [np.random.default_rng(k).integers(0, 256, (16, 16 + 16 * (k % 2), 3), dtype=np.uint8) for k in range(9)]
+    cache = written(tmp_path, samples=[(pixels, f"c {k}") for k, pixels in enumerate(image)])
+    for step in range(6):
+        whole = cache.batch(0, step, size=2 * world)
+        parts = [cache.batch(0, step, size=2, rank=rank, world=world) for rank in range(world)]
+        assert sum((part.rows for part in parts), ()) == whole.rows
+        assert torch.equal(torch.cat([part.z0_BCHW for part in parts]), whole.z0_BCHW)
+        assert torch.equal(torch.cat([part.text.time_ids_B6 for part in parts]), whole.text.time_ids_B6)
+
+
+def test_the_first_format_still_opens(tmp_path):
+    """As version 0.1 wrote it: rows of shards with one shape, no time ids."""
+    cache = written(tmp_path, samples=None)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    shards = []
+    for chunk in manifest["chunks"]:
+        (file,) = chunk["latents"]
+        old = file["file"].replace("-2x2", "")
+        (tmp_path / file["file"]).rename(tmp_path / old)
+        text = chunk["text"] and chunk["text"]["file"]
+        shards.append({"latents": old, "text": text, "count": file["count"], "bytes": file["bytes"]})
+    first = {"format": 1, "model": "abc", "moments": True, "complete": True, "shards": shards, "shape": [4, 2, 2]}
+    (tmp_path / "manifest.json").write_text(json.dumps(first))
+    found = LatentCache(tmp_path)
+    assert torch.equal(found.z, cache.z) and found.captions == cache.captions and found.text([0]).time_ids_B6 is None
+    assert found.batch(0, 5, size=3).rows == cache.batch(0, 5, size=3).rows
+    assert found.fingerprint == "abc:7:4" and list(write_cache(tmp_path, model_of(), [])) == [7]
+    (tmp_path / "manifest.json").write_text(json.dumps(first | {"complete": False}))
+    with pytest.raises(RecipeError, match="older version"):
+        list(write_cache(tmp_path, model_of(), []))
+
+
+def test_one_bucket_draws_what_it_always_drew(tmp_path):
+    """Runs begun before there were buckets go on with the same rows."""
+    cache = written(tmp_path)
+    assert [cache.batch(0, step, size=3).rows for step in range(3)] == ONE_BUCKET

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.cli.data import WHERE, add_options, open_data
+
 if TYPE_CHECKING:
-    from fewstep.data.latents import LatentCache
     from fewstep.distill.run import Run
 
 
@@ -26,10 +27,11 @@ def register(subparsers: Any) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="what to train and how")
     parser.add_argument(
         "--data",
-        type=Path,
         required=True,
-        help="latent cache, or a folder of pictures with captions (name.png, name.txt)",
+        help=f"latent cache; or what is encoded first: {WHERE}",
     )
+    parser.add_argument("--stream", action="store_true", help="encode while training, without a cache")
+    add_options(parser)
     parser.add_argument(
         "-o", "--out", type=Path, required=True, help="LoRA file (.safetensors), or folder of a full student"
     )
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     recipe = read_recipe(arguments.recipe, overrides=arguments.overrides)
     model = load_model(arguments.model or recipe.model or None, device=arguments.device, dtype="fp32")
-    cache = _cache(arguments, model)
+    cache = open_data(arguments, model, folder=run_folder(arguments.out) / "cache", quiet=arguments.json)
     training = begin(recipe, model, cache, folder=run_folder(arguments.out), resume=arguments.resume)
     if not _train(training, quiet=arguments.json):
         _say(f"\nStopped after step {training.step} of {recipe.steps}; everything is kept in {training.folder}.")
@@ -78,20 +80,6 @@ def run_folder(out: Path) -> Path:
     'lcm-lora.run'
     """
     return out.with_name(f"{out.name.removesuffix('.safetensors')}.run")
-
-
-def _cache(arguments: argparse.Namespace, model: Any) -> "LatentCache":
-    from fewstep.data.latents import LatentCache, is_cache, write_cache
-    from fewstep.data.pictures import captioned_files, pictures
-
-    if is_cache(arguments.data):
-        return LatentCache(arguments.data)
-    count = len(captioned_files(arguments.data))
-    folder = run_folder(arguments.out) / "cache"
-    for done in write_cache(folder, model, pictures(arguments.data, size_px=model.family.size_px)):
-        if not arguments.json:
-            _say(f"{done} of {count} pictures encoded into {folder}")
-    return LatentCache(folder)
 
 
 def _train(training: "Run", *, quiet: bool) -> bool:

@@ -1,113 +1,166 @@
-"""A cache of latents on disk: VAE and text encoder run once, never in the training loop.
-
-A folder holds
-    manifest.json               format, model hash, one row per finished shard, `complete`
-    empty.safetensors           the embedding of the empty prompt, in the family's own convention
-    latents-00000.safetensors   mean and (with moments) std [n, C, h, w] float16, caption [n] int64
-    text-00000.safetensors      embeddings [u, L, D] float16 (and pooled [u, P]) of captions first seen in that shard
-
-Every file is written beside its place and renamed, the manifest last: a torn write loses at most one shard, and calling
-`write_cache` again continues after the last one that the manifest names.
+"""A cache of latents and text on disk, made by `write.py`; training reads it by (seed, step).
 
 Shapes: B batch, N all samples, C channels, H, W latent height and width, L tokens, D text width, P pooled width.
 """
 
 import bisect
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
+from fewstep.data import manifest as manifests
+from fewstep.data.manifest import is_cache
 from fewstep.data.seeds import generator_at, noise_at
+from fewstep.data.write import Encoders, encode, write_cache
 from fewstep.errors import RecipeError
-from fewstep.models import vae
 from fewstep.models.text import Text
 
-FORMAT = 1
-MANIFEST = "manifest.json"
+__all__ = ["Batch", "Data", "Encoders", "LatentCache", "encode", "is_cache", "write_cache"]
 
-
-class Encoders(Protocol):
-    """What the cache needs of a model: its two encoders and its hash."""
-
-    vae: Any
-    text: Any
-    content_hash: str
+_TURNS = 1024
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Training items: z0_BCHW float32 latents, their text, and each item's row in the cache."""
+    """Training items of one latent shape: z0_BCHW float32 latents (zeros where there are prompts alone), their text
+    with SDXL's time ids, and each item's row in the cache, or name in the stream.
+    """
 
     z0_BCHW: torch.Tensor
     text: Text
-    rows: tuple[int, ...]
+    rows: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
 
-def write_cache(
-    folder: str | Path,
-    model: Encoders,
-    samples: Iterable[tuple[Any, str]],
-    *,
-    shard_size: int = 1024,
-    batch: int = 16,
-    moments: bool = True,
-) -> Iterator[int]:
-    """Encode (picture, caption) pairs into `folder`; yields how many are on disk after each shard.
+class Data(Protocol):
+    """What training reads: a cache, or a stream without one."""
 
-    A picture is a PIL image, a uint8 [h, w, 3] array, or a float tensor [C, h, w] of finished (scaled) latents.
-    `samples` must come in the same order each time: an interrupted cache goes on after the samples already on disk.
-    With `moments` the posterior's standard deviation is kept as well, so that training draws a fresh latent each time
-    a picture is seen.
+    waited_s: float
 
-    Raises RecipeError when the folder holds a cache made by another model, or when pictures differ in size.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = _manifest_to_continue(folder, model, moments)
-    if manifest["complete"]:
-        yield _count(manifest)
-        return
-    if not (folder / "empty.safetensors").exists():
-        _write_tensors(folder / "empty.safetensors", _text_tensors(_empty_text(model)))
-    known = {caption: row for row, caption in enumerate(_captions(folder, manifest))}
-    remaining = islice(iter(samples), _count(manifest), None)
-    while chunk := list(islice(remaining, shard_size)):
-        manifest["shards"].append(_write_shard(folder, model, chunk, known, manifest, batch))
-        _write_json(folder / MANIFEST, manifest)
-        yield _count(manifest)
-    if not manifest["shards"]:
-        raise RecipeError(f"There is not one sample to cache in '{folder}'. Give at least one picture with a caption.")
-    _write_json(folder / MANIFEST, manifest | {"complete": True})
+    @property
+    def folder(self) -> Path:
+        """Where it comes from."""
+        ...
+
+    @property
+    def model_hash(self) -> str:
+        """The model whose encoders made it."""
+        ...
+
+    @property
+    def pictures(self) -> bool:
+        """Are there pictures, or prompts alone?"""
+        ...
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Captions that `text` knows by their place here: all of a cache, the first ones of a stream."""
+        ...
+
+    @property
+    def empty(self) -> Text:
+        """The empty prompt, one row."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the commonest latents."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What a checkpoint must find again."""
+        ...
+
+    def text(self, captions: Sequence[int]) -> Text:
+        """The embeddings of some of `captions`."""
+        ...
+
+    def batch(self, seed: int, step: int, *, size: int, rank: int = 0, world: int = 1) -> Batch:
+        """The items of a step for one of `world` processes; together they have those of one with size * world."""
+        ...
+
+    def position(self) -> dict[str, Any]:
+        """Where reading is, for the checkpoint; json."""
+        ...
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go on from a `position`."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One file's samples, all of one shape; `first_caption` is the row of its part's first caption."""
+
+    tensors: dict[str, torch.Tensor]
+    shape: tuple[int, int, int]
+    first_caption: int
+
+
+@dataclass
+class _Bucket:
+    """The rows of one latent shape, and the last permutation of them that was asked for."""
+
+    shape: tuple[int, int, int]
+    rows: torch.Tensor
+    key: tuple[int | str, ...]
+    permuted: tuple[tuple[int, int], torch.Tensor] | None = None
+
+    def row_at(self, seed: int, position: int) -> int:
+        """The row at a position in an endless line of epochs, each a fresh permutation."""
+        epoch, place = divmod(position, len(self.rows))
+        if self.permuted is None or self.permuted[0] != (seed, epoch):
+            order = torch.randperm(len(self.rows), generator=generator_at(seed, epoch, "epoch", *self.key))
+            self.permuted = ((seed, epoch), order)
+        return int(self.rows[self.permuted[1][place]])
 
 
 class LatentCache:
     """A finished cache, memory-mapped. Which items belong to a step is a function of (seed, step) alone."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Open the cache in `folder`. Raises RecipeError when there is none, or it is unfinished or damaged."""
-        self.folder = Path(folder)
-        manifest = _read_manifest(self.folder)
-        if not manifest["complete"]:
-            raise RecipeError(
-                f"The cache '{self.folder}' is unfinished ({_count(manifest)} samples on disk). Run the command that "
-                f"writes it again."
-            )
-        self.model_hash: str = manifest["model"]
-        self._shards = [_read_tensors(self.folder, row["latents"], row["bytes"]) for row in manifest["shards"]]
-        self._texts = [_read_tensors(self.folder, row["text"]) for row in manifest["shards"] if row["text"]]
-        self._starts = _starts(shard["mean"] for shard in self._shards)
-        self._text_starts = _starts(shard["text"] for shard in self._texts)
-        self.captions = tuple(_captions(self.folder, manifest))
-        self.empty = _as_text(_read_tensors(self.folder, "empty.safetensors"))
-        self._permutation: tuple[tuple[int, int], torch.Tensor] | None = None
+        """Open the cache in `folder`, or the parts in it. Raises RecipeError when there is none, or it is unfinished or
+        damaged.
+        """
+        self.folder, self.waited_s = Path(folder), 0.0
+        parts = manifests.read_manifests(self.folder)
+        self.model_hash: str = parts[0][1]["model"]
+        self.pictures: bool = parts[0][1]["pictures"]
+        self.tally = manifests.tally({"chunks": [chunk for _, found in parts for chunk in found["chunks"]]})
+        self.tally.check(str(folder))
+        self._shards: list[_Shard] = []
+        self._texts: list[dict[str, torch.Tensor]] = []
+        captions: list[str] = []
+        for part, manifest in parts:
+            self._open(part, manifest, len(captions))
+            captions += manifests.captions(part, manifest)
+        self.captions = tuple(captions)
+        self._starts = _starts(len(shard.tensors["caption"]) for shard in self._shards)
+        self._text_starts = _starts(len(tensors["text"]) for tensors in self._texts)
+        self.empty = _as_text(manifests.read_tensors(parts[0][0], "empty.safetensors"))
+        self._buckets = self._sorted_into_buckets()
+        self._turns: tuple[int, list[torch.Tensor]] = (-1, [])
+
+    def _open(self, part: Path, manifest: dict[str, Any], first_caption: int) -> None:
+        for chunk in manifest["chunks"]:
+            if chunk["text"]:
+                self._texts.append(manifests.read_tensors(part, chunk["text"]["file"], chunk["text"]["bytes"]))
+            for file in chunk["latents"]:
+                tensors = manifests.read_tensors(part, file["file"], file["bytes"])
+                channels, height, width = file["shape"]
+                self._shards.append(_Shard(tensors, (channels, height, width), first_caption))
+
+    def _sorted_into_buckets(self) -> list[_Bucket]:
+        rows: dict[tuple[int, int, int], list[torch.Tensor]] = {}
+        for shard, start, end in zip(self._shards, self._starts, self._starts[1:], strict=False):
+            rows.setdefault(shard.shape, []).append(torch.arange(start, end))
+        alone = len(rows) == 1  # what one bucket draws is what it drew before there were several
+        found = [_Bucket(shape, torch.cat(parts), () if alone else shape) for shape, parts in rows.items()]
+        return sorted(found, key=lambda bucket: -len(bucket.rows))
 
     def __len__(self) -> int:
         """How many samples there are."""
@@ -115,14 +168,23 @@ class LatentCache:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one latent."""
-        channels, height, width = self._shards[0]["mean"].shape[1:]
-        return channels, height, width
+        """Channels, height and width of one latent; of the commonest shape where there are several."""
+        return self._buckets[0].shape
+
+    @property
+    def buckets(self) -> dict[tuple[int, int, int], int]:
+        """How many samples there are of each latent shape, the commonest first."""
+        return {bucket.shape: len(bucket.rows) for bucket in self._buckets}
+
+    @property
+    def fingerprint(self) -> str:
+        """What a checkpoint must find again: the model and how many samples and captions."""
+        return f"{self.model_hash}:{len(self)}:{len(self.captions)}"
 
     @property
     def z(self) -> torch.Tensor:
-        """All latents (posterior means), [N, C, H, W] float32."""
-        return torch.cat([shard["mean"] for shard in self._shards]).float()
+        """All latents (posterior means) of the commonest shape, [N, C, H, W] float32."""
+        return torch.cat([shard.tensors["mean"] for shard in self._shards if shard.shape == self.shape]).float()
 
     def caption(self, row: int) -> str:
         """The caption of one sample."""
@@ -137,101 +199,75 @@ class LatentCache:
         return _as_text(tensors)
 
     def items(self, rows: Sequence[int], *, noise_BCHW: torch.Tensor | None = None) -> Batch:
-        """The samples in `rows`; with noise the latents are drawn from the posterior, without they are its mean."""
+        """The samples in `rows`, of one shape; with noise the latents are drawn from the posterior, without they are
+        its mean. Without pictures they are zeros.
+        """
         found = [_locate(self._starts, row) for row in rows]
-        z_BCHW = torch.stack([self._shards[shard]["mean"][row] for shard, row in found]).float()
-        if noise_BCHW is not None and "std" in self._shards[0]:
-            std_BCHW = torch.stack([self._shards[shard]["std"][row] for shard, row in found]).float()
-            z_BCHW = z_BCHW + std_BCHW * noise_BCHW
-        return Batch(z_BCHW, self.text([self._caption_row(row) for row in rows]), tuple(rows))
+        text = self.text([self._caption_row(row) for row in rows])
+        if not self.pictures:
+            return Batch(torch.zeros(len(found), *self._shards[found[0][0]].shape), text, tuple(rows))
+        z_BCHW = self._stacked("mean", found).float()
+        if noise_BCHW is not None and "std" in self._shards[0].tensors:
+            z_BCHW = z_BCHW + self._stacked("std", found).float() * noise_BCHW
+        if all("time_ids" in self._shards[shard].tensors for shard, _ in found):
+            text = Text(text.text_BLD, text.pooled_BD, self._stacked("time_ids", found))
+        return Batch(z_BCHW, text, tuple(rows))
 
-    def batch(self, seed: int, step: int, *, size: int) -> Batch:
-        """The batch of training step `step`: each epoch is a fresh permutation, and no position is kept anywhere."""
-        rows = [self._row_at(seed, step * size + place) for place in range(size)]
-        return self.items(rows, noise_BCHW=noise_at((size, *self.shape), seed, step, "posterior"))
+    def batch(self, seed: int, step: int, *, size: int, rank: int = 0, world: int = 1) -> Batch:
+        """The batch of training step `step`, all of one bucket; no position is kept anywhere.
 
-    def _row_at(self, seed: int, position: int) -> int:
-        epoch, place = divmod(position, len(self))
-        if self._permutation is None or self._permutation[0] != (seed, epoch):
-            self._permutation = ((seed, epoch), torch.randperm(len(self), generator=generator_at(seed, epoch, "epoch")))
-        return int(self._permutation[1][place])
+        Buckets come in proportion to their sizes, and a bucket shows all its rows before any comes again. Process
+        `rank` of `world` has rows [rank * size, (rank + 1) * size) of the batch of one process with size * world.
+        """
+        bucket, turn = self._bucket_at(seed, step)
+        whole = size * world
+        mine = slice(rank * size, (rank + 1) * size)
+        rows = [bucket.row_at(seed, turn * whole + place) for place in range(whole)[mine]]
+        return self.items(rows, noise_BCHW=noise_at((whole, *bucket.shape), seed, step, "posterior")[mine])
+
+    def position(self) -> dict[str, Any]:
+        """Nothing: the step says it all."""
+        return {}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Nothing to do. Raises RecipeError for the position of a stream."""
+        if position:
+            raise RecipeError(
+                "The checkpoint was made from a stream, not from a cache. Give the same data and --stream."
+            )
+
+    def _bucket_at(self, seed: int, step: int) -> tuple[_Bucket, int]:
+        """The bucket of a step, and how many earlier steps had the same one."""
+        if len(self._buckets) == 1:
+            return self._buckets[0], step
+        block, place = divmod(step, _TURNS)
+        if self._turns[0] != seed:
+            self._turns = (seed, [torch.zeros(len(self._buckets), dtype=torch.int64)])
+        before = self._turns[1]
+        while len(before) <= block:
+            choice = self._choices(seed, len(before) - 1)
+            before.append(before[-1] + torch.bincount(choice, minlength=len(self._buckets)))
+        choice = self._choices(seed, block)
+        number = int(choice[place])
+        return self._buckets[number], int(before[block][number]) + int((choice[:place] == number).sum())
+
+    def _choices(self, seed: int, block: int) -> torch.Tensor:
+        """The bucket of each step in a block of steps: evenly spaced over the shares, so each count is within one of
+        its share, and then shuffled.
+        """
+        generator = generator_at(seed, block, "buckets")
+        share = torch.tensor([len(bucket.rows) for bucket in self._buckets], dtype=torch.float64) / len(self)
+        first = torch.rand((), generator=generator, dtype=torch.float64)
+        even = (torch.arange(_TURNS, dtype=torch.float64) + first) / _TURNS
+        choice = torch.searchsorted(share.cumsum(0), even, right=True).clamp(max=len(share) - 1)
+        return choice[torch.randperm(_TURNS, generator=generator)]
+
+    def _stacked(self, name: str, found: Sequence[tuple[int, int]]) -> torch.Tensor:
+        return torch.stack([self._shards[shard].tensors[name][row] for shard, row in found])
 
     def _caption_row(self, row: int) -> int:
         shard, place = _locate(self._starts, row)
-        return int(self._shards[shard]["caption"][place])
-
-
-def is_cache(folder: str | Path) -> bool:
-    """Whether the folder holds a latent cache, finished or not."""
-    return (Path(folder) / MANIFEST).is_file()
-
-
-def _write_shard(
-    folder: Path,
-    model: Encoders,
-    chunk: list[tuple[Any, str]],
-    known: dict[str, int],
-    manifest: dict[str, Any],
-    batch: int,
-) -> dict[str, Any]:
-    number = len(manifest["shards"])
-    fresh = list(dict.fromkeys(caption for _, caption in chunk if caption not in known))
-    known |= {caption: len(known) + place for place, caption in enumerate(fresh)}
-    tensors = _encode_pictures([picture for picture, _ in chunk], model, manifest["moments"], batch)
-    shape = list(tensors["mean"].shape[1:])
-    if manifest.setdefault("shape", shape) != shape:
-        raise RecipeError(
-            f"A cache holds latents of one size, but {shape} follows {manifest['shape']}. Resize the pictures first."
-        )
-    tensors["caption"] = torch.tensor([known[caption] for _, caption in chunk])
-    latents, text = f"latents-{number:05d}.safetensors", f"text-{number:05d}.safetensors"
-    if fresh:
-        _write_tensors(folder / text, _encode_captions(fresh, model, batch), {"captions": json.dumps(fresh)})
-    size = _write_tensors(folder / latents, tensors)
-    return {"latents": latents, "text": text if fresh else None, "count": len(chunk), "bytes": size}
-
-
-@torch.no_grad()
-def _encode_pictures(pictures: list[Any], model: Encoders, moments: bool, batch: int) -> dict[str, torch.Tensor]:
-    parts: list[dict[str, torch.Tensor]] = []
-    for start in range(0, len(pictures), batch):
-        parts.append(_encode_batch(pictures[start : start + batch], model, moments))
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _encode_batch(pictures: list[Any], model: Encoders, moments: bool) -> dict[str, torch.Tensor]:
-    finished = isinstance(pictures[0], torch.Tensor)
-    tensors = pictures if finished else [_to_tensor(picture) for picture in pictures]
-    if len(sizes := sorted({str(tuple(tensor.shape)) for tensor in tensors})) > 1:
-        raise RecipeError(
-            f"A cache holds pictures of one size, but these were found: {', '.join(sizes)}. Resize them first."
-        )
-    if finished:
-        mean_BCHW = torch.stack(tensors)
-        return _moments(mean_BCHW, torch.zeros_like(mean_BCHW) if moments else None)
-    mean_BCHW, std_BCHW = vae.moments(model.vae, torch.stack(tensors).to(next(model.vae.parameters()).device))
-    return _moments(mean_BCHW, std_BCHW if moments else None)
-
-
-def _moments(mean: torch.Tensor, std: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    found = {"mean": mean} if std is None else {"mean": mean, "std": std}
-    return {name: tensor.half().cpu().contiguous() for name, tensor in found.items()}
-
-
-@torch.no_grad()
-def _encode_captions(captions: list[str], model: Encoders, batch: int) -> dict[str, torch.Tensor]:
-    parts = [_text_tensors(model.text.encode(captions[k : k + batch])) for k in range(0, len(captions), batch)]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-@torch.no_grad()
-def _empty_text(model: Encoders) -> Text:
-    return model.text.encode_negative([""])
-
-
-def _text_tensors(text: Text) -> dict[str, torch.Tensor]:
-    found = {"text": text.text_BLD, "pooled": text.pooled_BD}
-    return {name: tensor.half().cpu().contiguous() for name, tensor in found.items() if tensor is not None}
+        return self._shards[shard].first_caption + int(self._shards[shard].tensors["caption"][place])
 
 
 def _as_text(tensors: dict[str, torch.Tensor]) -> Text:
@@ -239,83 +275,13 @@ def _as_text(tensors: dict[str, torch.Tensor]) -> Text:
     return Text(tensors["text"].float(), None if pooled is None else pooled.float())
 
 
-def _to_tensor(picture: Any) -> torch.Tensor:
-    pixels_HWC = np.asarray(picture if isinstance(picture, np.ndarray) else picture.convert("RGB"))
-    return torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def _manifest_to_continue(folder: Path, model: Encoders, moments: bool) -> dict[str, Any]:
-    if not is_cache(folder):
-        return {"format": FORMAT, "model": model.content_hash, "moments": moments, "complete": False, "shards": []}
-    manifest = _read_manifest(folder)
-    if manifest["model"] != model.content_hash or manifest["moments"] != moments:
-        raise RecipeError(
-            f"The cache '{folder}' was made by model {manifest['model']} (moments {manifest['moments']}), not by "
-            f"{model.content_hash} (moments {moments}). Use another folder, or delete that one."
-        )
-    return manifest
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    if not is_cache(folder):
-        raise RecipeError(f"There is no latent cache in '{folder}' (no {MANIFEST}). Make one with write_cache first.")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except ValueError as error:
-        raise RecipeError(
-            f"'{folder / MANIFEST}' is damaged ({error}). Delete the folder and make the cache again."
-        ) from error
-    if manifest.get("format") != FORMAT:
-        raise RecipeError(
-            f"The cache '{folder}' has format {manifest.get('format')}, this version reads {FORMAT}. Make it again."
-        )
-    return manifest
-
-
-def _captions(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    for row in manifest["shards"]:
-        if row["text"]:
-            with safe_open(folder / row["text"], "pt") as file:
-                yield from json.loads(file.metadata()["captions"])
-
-
-def _count(manifest: dict[str, Any]) -> int:
-    return sum(row["count"] for row in manifest["shards"])
-
-
-def _starts(tensors: Iterable[torch.Tensor]) -> list[int]:
+def _starts(counts: Iterable[int]) -> list[int]:
     starts = [0]
-    for tensor in tensors:
-        starts.append(starts[-1] + len(tensor))
+    for count in counts:
+        starts.append(starts[-1] + count)
     return starts
 
 
 def _locate(starts: list[int], row: int) -> tuple[int, int]:
     shard = bisect.bisect_right(starts, row) - 1
     return shard, row - starts[shard]
-
-
-def _read_tensors(folder: Path, name: str, size: int | None = None) -> dict[str, torch.Tensor]:
-    try:
-        if size is not None and (folder / name).stat().st_size != size:
-            raise RecipeError(
-                f"'{folder / name}' is not the size the manifest gives ({size} bytes). Make the cache again."
-            )
-        return load_file(folder / name)
-    except (OSError, SafetensorError) as error:
-        raise RecipeError(
-            f"'{folder / name}' of the latent cache cannot be read ({error}). Make the cache again."
-        ) from error
-
-
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> int:
-    beside = path.with_suffix(".part")
-    save_file(tensors, beside, metadata)
-    beside.replace(path)
-    return path.stat().st_size
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(value, indent=1))
-    beside.replace(path)

@@ -1,52 +1,54 @@
-"""Folders of pictures with captions: `name.png` beside `name.txt`, or a `metadata.jsonl` of {"file_name", "text"}
-lines.
+"""Folders of pictures with captions: `name.png` beside `name.txt` or `name.json`, at any depth, or a `metadata.jsonl`
+of {"file_name", "text"} lines at the top.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
-
-from fewstep.errors import ImageError, RecipeError
+from fewstep.data.samples import Record, caption_of, read_caption
+from fewstep.errors import RecipeError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+METADATA = "metadata.jsonl"
 
 
-def captioned_files(folder: str | Path) -> list[tuple[Path, str]]:
-    """Every captioned picture of the folder, in the order of its name. Raises RecipeError when there is none."""
-    folder = Path(folder)
-    listed = folder / "metadata.jsonl"
-    found = sorted(_listed(listed) if listed.is_file() else _beside(folder))
-    if not found:
-        raise RecipeError(
-            f"'{folder}' holds no captioned pictures. Put name.txt beside each name.png, or write a metadata.jsonl."
-        )
-    return found
-
-
-def pictures(folder: str | Path, *, size_px: int) -> Iterator[tuple[Image.Image, str]]:
-    """(picture, caption) pairs, scaled and cropped to the middle square of `size_px`. Raises ImageError for an
-    unreadable one.
+def picture_files(folder: str | Path) -> list[tuple[Path, str | None]]:
+    """(path, caption) of every picture in the order of its path; the caption is None where it stands in a file of its
+    own, still to be read. Raises RecipeError for a metadata.jsonl that is none.
     """
-    for path, caption in captioned_files(folder):
-        try:
-            with Image.open(path) as image:
-                yield ImageOps.fit(image.convert("RGB"), (size_px, size_px), Image.Resampling.LANCZOS), caption
-        except (OSError, UnidentifiedImageError) as error:
-            raise ImageError(f"'{path}' cannot be read as a picture ({error}). Remove it or its caption.") from error
+    folder = Path(folder)
+    listed = folder / METADATA
+    if listed.is_file():
+        return sorted(_listed(listed))
+    return sorted((path, None) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def _listed(path: Path) -> list[tuple[Path, str]]:
+def picture_record(folder: Path, path: Path, caption: str | None) -> Record:
+    """The picture with its caption, which is read from beside it unless it is given."""
+    name = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+    if not path.is_file():
+        return Record(name, fault="the picture is missing")
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [(path.parent / row["file_name"], str(row["text"])) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f'\'{path}\' is not lines of {{"file_name", "text"}} ({error!r}).') from error
+        return Record(name, _beside(path) if caption is None else caption, path)
+    except (OSError, ValueError) as error:
+        return Record(name, fault=f"the caption cannot be read ({str(error).splitlines()[0][:160]})")
 
 
-def _beside(folder: Path) -> list[tuple[Path, str]]:
-    files = [
-        path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES and path.with_suffix(".txt").is_file()
-    ]
-    return [(path, path.with_suffix(".txt").read_text(encoding="utf-8").strip()) for path in files]
+def _beside(path: Path) -> str | None:
+    for kind in ("txt", "json"):
+        file = path.with_suffix(f".{kind}")
+        if file.is_file():
+            return read_caption(file.read_bytes(), kind)
+    return None
+
+
+def _listed(path: Path) -> Iterator[tuple[Path, str]]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+            if row is not None:
+                yield path.parent / row["file_name"], caption_of(row) or ""
+        except (ValueError, KeyError, TypeError) as error:
+            wanted = '{"file_name", "text"}'
+            raise RecipeError(f"Line {number} of '{path}' is not {wanted} ({error!r}).") from error

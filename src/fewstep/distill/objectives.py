@@ -158,11 +158,14 @@ def _compared(
 
 @dataclass(frozen=True)
 class Objective:
-    """A distillation method: its loss, the times it draws for a recipe, and whether it needs a `fake` network."""
+    """A distillation method: its loss, the times it draws for a recipe, and whether it needs a `fake` network, and
+    `pictures` or prompts alone.
+    """
 
     loss: Loss
     times: Callable[[Recipe, int, torch.Generator], Times]
     fake: bool = False
+    pictures: bool = True
 
 
 def _jumps(loss: Loss, target: Callable[[Recipe], Target]) -> Objective:
@@ -184,7 +187,7 @@ OBJECTIVES: dict[str, Objective] = {
     "tscd": _jumps(target_time_consistency, lambda recipe: partial(to_anywhere, segments=recipe.phases)),
     "tdd": _jumps(target_time_consistency, lambda recipe: to_later_steps),
     "scm": _jumps(continuous_consistency, lambda recipe: to_clean),
-    "tdm": Objective(trajectory_matching, _segments, fake=True),
+    "tdm": Objective(trajectory_matching, _segments, fake=True, pictures=False),
 }
 
 

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from fewstep.checkpoints.files import write_safetensors
 from fewstep.checkpoints.load import Model, load_model
 from fewstep.checkpoints.lora import read_lora
-from fewstep.data.latents import LatentCache
+from fewstep.data.latents import Data
+from fewstep.distill.objectives import objective_named
 from fewstep.distill.recipes import Recipe, recipe_text
 from fewstep.distill.students import STUDENTS, Student
 from fewstep.distill.times import grid
@@ -40,7 +41,7 @@ class Run:
 
     recipe: Recipe
     model: Model
-    cache: LatentCache
+    cache: Data
     folder: Path
     student: Student
     optimiser: torch.optim.Optimizer
@@ -54,7 +55,7 @@ class Run:
         return next(iter(self.student.parameters.values())).device
 
 
-def begin(recipe: Recipe, model: Model, cache: LatentCache, *, folder: str | Path, resume: bool = False) -> Run:
+def begin(recipe: Recipe, model: Model, cache: Data, *, folder: str | Path, resume: bool = False) -> Run:
     """Set a run up, or with `resume` put it back where its checkpoint left it. The model's UNet is changed in place.
 
     Raises RecipeError when cache, model and recipe do not fit, when there is nothing to resume, or when an unfinished
@@ -89,14 +90,15 @@ def save(run: Run) -> Path:
     for name, value in run.student.parameters.items():
         state = run.optimiser.state.get(value, {})
         tensors |= {f"adam.{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
-    metadata = {"step": str(run.step), "recipe": json.dumps(asdict(run.recipe)), "data": _data_of(run.cache)}
+    metadata = {"step": str(run.step), "recipe": json.dumps(asdict(run.recipe)), "data": run.cache.fingerprint}
+    metadata["position"] = json.dumps(run.cache.position())
     write_safetensors(
         run.folder / STATE, {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata
     )
     return run.folder / STATE
 
 
-def check_fit(recipe: Recipe, model: Model, cache: LatentCache) -> None:
+def check_fit(recipe: Recipe, model: Model, cache: Data) -> None:
     """Raises RecipeError when the recipe's grid, the schedule, the cache and the UNet do not belong together."""
     grid(recipe.origin_steps, model.schedule.count)
     if model.schedule.prediction == "epsilon" and model.schedule.alphas_cumprod[-1] < 1e-7:
@@ -104,6 +106,12 @@ def check_fit(recipe: Recipe, model: Model, cache: LatentCache) -> None:
             "The teacher predicts noise with zero terminal SNR: at its last timestep the noise says nothing of the "
             "picture. "
             "Use a teacher with v prediction, or a schedule that keeps some signal."
+        )
+    if not cache.pictures and (objective_named(recipe.objective).pictures or recipe.adversarial):
+        method = "a critic" if recipe.adversarial else f"objective {recipe.objective}"
+        raise RecipeError(
+            f"{method} needs pictures, but '{cache.folder}' holds prompts alone. Give captioned pictures, or set "
+            "objective = 'tdm' and adversarial = 0."
         )
     config = model.unet.config
     if cache.shape[0] != config["in_channels"] or config["in_channels"] != config["out_channels"]:
@@ -156,6 +164,7 @@ def _load(run: Run) -> None:
         raise RecipeError(f"The checkpoint '{path}' cannot be read ({error}). Delete it and begin again.") from error
     _check_same(run, metadata)
     run.step = int(metadata["step"])
+    run.cache.seek(json.loads(metadata.get("position", "{}")))
     run.student.load(
         {name.removeprefix("student."): value for name, value in tensors.items() if name.startswith("student.")}
     )
@@ -182,14 +191,10 @@ def _check_same(run: Run, metadata: Mapping[str, str]) -> None:
             f"The checkpoint was made with {key} = {before.get(key)}, the recipe now says {now[key]}. Put it back, "
             f"or begin anew."
         )
-    if metadata["data"] != _data_of(run.cache):
+    if metadata["data"] != run.cache.fingerprint:
         raise RecipeError(
             f"The checkpoint was made with other data than '{run.cache.folder}'. Give the same cache, or begin anew."
         )
-
-
-def _data_of(cache: LatentCache) -> str:
-    return f"{cache.model_hash}:{len(cache)}:{len(cache.captions)}"
 
 
 def _cut_metrics(run: Run) -> None:

@@ -11,6 +11,7 @@ Shapes: B batch, C channels, H, W latent height and width, L tokens, D text widt
 import copy
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -235,7 +236,7 @@ def networks(student: Student, text: Text, empty: Text, *, w_B: torch.Tensor, ad
     `adversarial` is the critic's weight.
     """
     guided, fake = bool((w_B != 0).any()), student.fake
-    doubled = Text.cat([text, empty.expand(len(w_B))]) if guided else text
+    doubled = Text.cat([text, replace(empty.expand(len(w_B)), time_ids_B6=text.time_ids_B6)]) if guided else text
 
     def teacher(z_BCHW: torch.Tensor, t_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         if not guided:
@@ -256,11 +257,11 @@ def networks(student: Student, text: Text, empty: Text, *, w_B: torch.Tensor, ad
 
 
 def choose(mask_B: torch.Tensor, one: Text, other: Text) -> Text:
-    """Rows of `one` (a single row serves all) where the mask is true, of `other` elsewhere."""
+    """Rows of `one` (a single row serves all) where the mask is true, of `other` elsewhere; the sizes are `other`'s."""
     text_BLD = torch.where(mask_B[:, None, None], one.text_BLD, other.text_BLD)
     if one.pooled_BD is None or other.pooled_BD is None:
-        return Text(text_BLD)
-    return Text(text_BLD, torch.where(mask_B[:, None], one.pooled_BD, other.pooled_BD))
+        return Text(text_BLD, time_ids_B6=other.time_ids_B6)
+    return Text(text_BLD, torch.where(mask_B[:, None], one.pooled_BD, other.pooled_BD), other.time_ids_B6)
 
 
 def _add_heads(student: "LoraStudent | FullStudent", recipe: Recipe) -> Heads | None:

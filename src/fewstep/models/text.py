@@ -21,10 +21,13 @@ from fewstep.errors import CheckpointError, RequestError
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Encoded prompts: text_BLD, and pooled_BD where the family has a second encoder."""
+    """Encoded prompts: text_BLD, and pooled_BD where the family has a second encoder. `time_ids_B6` is what SDXL is
+    told of a training picture: original height and width, crop top and left, target height and width in px.
+    """
 
     text_BLD: Tensor
     pooled_BD: Tensor | None = None
+    time_ids_B6: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of prompts B."""
@@ -33,7 +36,8 @@ class Text:
     def rows(self, indices: Sequence[int] | Tensor) -> "Text":
         """Some of the prompts, in the order of `indices`; one may come several times."""
         index = torch.as_tensor(indices, dtype=torch.long, device=self.text_BLD.device)
-        return Text(self.text_BLD[index], None if self.pooled_BD is None else self.pooled_BD[index])
+        rest = (None if part is None else part[index] for part in (self.pooled_BD, self.time_ids_B6))
+        return Text(self.text_BLD[index], *rest)
 
     def expand(self, batch: int) -> "Text":
         """These prompts for `batch` items: as they are, or one prompt for all of them."""
@@ -45,14 +49,21 @@ class Text:
 
     @staticmethod
     def cat(texts: Sequence["Text"]) -> "Text":
-        """Several texts of one model, one after another."""
+        """Several texts of one model, one after another; time ids are kept where every text has them."""
         pooled = [text.pooled_BD for text in texts if text.pooled_BD is not None]
-        return Text(torch.cat([text.text_BLD for text in texts]), torch.cat(pooled) if pooled else None)
+        sizes = [text.time_ids_B6 for text in texts if text.time_ids_B6 is not None]
+        return Text(
+            torch.cat([text.text_BLD for text in texts]),
+            torch.cat(pooled) if pooled else None,
+            torch.cat(sizes) if len(sizes) == len(texts) else None,
+        )
 
     def to(self, *where: Any, **how: Any) -> "Text":
-        """The same on another device or in another number format; arguments as of `Tensor.to`."""
+        """The same on another device or in another number format (time ids stay whole); arguments as of `Tensor.to`."""
+        text_BLD = self.text_BLD.to(*where, **how)
         pooled = None if self.pooled_BD is None else self.pooled_BD.to(*where, **how)
-        return Text(self.text_BLD.to(*where, **how), pooled)
+        sizes = None if self.time_ids_B6 is None else self.time_ids_B6.to(text_BLD.device)
+        return Text(text_BLD, pooled, sizes)
 
 
 class TextEncoder:

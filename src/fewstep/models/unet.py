@@ -44,8 +44,8 @@ def predict(
     """The UNet's raw output [B, C, H, W] (noise, v or sample, as it was trained), in the UNet's own number format.
 
     w_B is the papers' guidance w = guidance - 1, used where the UNet has a guidance embedding (default 0) and
-    ignored elsewhere. size is the picture's (height, width) in px for SDXL; default 8 x the latents'.
-    A text of one row serves the whole batch.
+    ignored elsewhere. size is the picture's (height, width) in px for SDXL, where the text brings no time ids;
+    default 8 x the latents'. A text of one row serves the whole batch.
     """
     dtype, batch = weight_dtype(unet), len(z_BCHW)
     text = text.expand(batch)
@@ -69,11 +69,12 @@ def _size_conditions(z_BCHW: Tensor, text: Text, size: tuple[int, int] | None, d
     height, width = size or (z_BCHW.shape[-2] * LATENT_PX, z_BCHW.shape[-1] * LATENT_PX)
     if text.pooled_BD is None:
         raise ValueError("this UNet needs the pooled text of a second text encoder")
-    row = torch.tensor([height, width, 0, 0, height, width], device=z_BCHW.device, dtype=dtype)
-    return {
-        "text_embeds": text.pooled_BD.to(z_BCHW.device, dtype),
-        "time_ids": row.expand(len(z_BCHW), 6),
-    }
+    if text.time_ids_B6 is None:
+        row = torch.tensor([height, width, 0, 0, height, width], device=z_BCHW.device, dtype=dtype)
+        time_ids_B6 = row.expand(len(z_BCHW), 6)
+    else:
+        time_ids_B6 = text.time_ids_B6.to(z_BCHW.device, dtype)
+    return {"text_embeds": text.pooled_BD.to(z_BCHW.device, dtype), "time_ids": time_ids_B6}
 
 
 def _guidance_condition(unet: Any, z_BCHW: Tensor, w_B: Tensor | None) -> Tensor:
