@@ -18,9 +18,7 @@ def inception_weights(seed=0):
     for name, shape in shapes.items():
         if name.endswith("num_batches_tracked"):
             continue
-        if name.endswith("running_var"):
-            weights[name] = torch.ones(shape)
-        elif name.endswith("bn.weight"):
+        if name.endswith("running_var") or name.endswith("bn.weight"):
             weights[name] = torch.ones(shape)
         else:
             scale = 0.05 if len(shape) < 2 else (2 / torch.Size(shape[1:]).numel()) ** 0.5

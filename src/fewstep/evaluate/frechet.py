@@ -96,6 +96,8 @@ def kernel_distance_subsets(
     """
     a, b = np.asarray(a_ND, dtype=np.float64), np.asarray(b_MD, dtype=np.float64)
     size, rng = min(size, len(a), len(b)), np.random.default_rng(seed)
+    if size == len(a) == len(b):  # every subset is the whole
+        return kernel_distance(a, b), 0.0
     found = [
         kernel_distance(a[rng.choice(len(a), size, replace=False)], b[rng.choice(len(b), size, replace=False)])
         for _ in range(subsets)

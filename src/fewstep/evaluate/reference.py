@@ -170,5 +170,5 @@ def set_distances(features_ND: Float32, reference: Reference, *, prefix: str = "
         found["kernel"] = round(kernel_distance(features_ND, real_ND), 6)
     if real_ND is not None:
         mean, deviation = kernel_distance_subsets(features_ND, real_ND, seed=seed)
-        found |= {"kernel_subsets": round(mean, 6), "kernel_subsets_std": round(deviation, 6)}
+        found["kernel_subsets"] = {"mean": round(mean, 6), "std": round(deviation, 6)}
     return {prefix + key: value for key, value in found.items()}
