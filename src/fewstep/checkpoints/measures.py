@@ -127,7 +127,8 @@ def load_clip(folder: str | Path, *, device: str = "cpu") -> Clip:
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig.from_dict({k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}))
     _assign(model, tensors, folder)
-    return Clip(model.to(device).eval().requires_grad_(False), load_tokenizer(folder, ""), sight, name=folder.name)
+    ready: Any = model.eval().requires_grad_(False)
+    return Clip(ready.to(device), load_tokenizer(folder, ""), sight, name=folder.resolve().name)
 
 
 def _assign(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:

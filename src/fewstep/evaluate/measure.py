@@ -19,7 +19,7 @@ from fewstep.evaluate.diversity import groups_by_label, groups_by_prompt, pair_d
 from fewstep.evaluate.features import Features, Float32
 from fewstep.evaluate.judge import Judge
 from fewstep.evaluate.preference import Score
-from fewstep.evaluate.reference import Reference, set_distances
+from fewstep.evaluate.reference import Reference, digits, set_distances
 from fewstep.evaluate.resize import Pictures
 from fewstep.evaluate.score import Seen, score
 
@@ -115,7 +115,7 @@ def figures(
             row |= {} if other is None else set_distances(x_ND, other, prefix=f"teacher_{read.key}_", seed=seed)
         row |= {f"{read.key}_{name}": value for name, value in diversity(x_ND, cases).items()}
     for key, values_N in found.scores.items():
-        row[key] = {"mean": round(float(values_N.mean()), 4), "std": round(float(values_N.std()), 4)}
+        row[key] = {"mean": digits(float(values_N.mean())), "std": digits(float(values_N.std()))}
     if any(found.cut.values()):
         row["cut_prompts"] = max(found.cut.values())
     return row | {"picture_ms": found.picture_ms}
@@ -125,10 +125,10 @@ def diversity(features_ND: Float32, cases: Sequence[Case]) -> dict[str, float]:
     """The Vendi score; the distance between seeds of a prompt, or for want of it between cases of one label."""
     found: dict[str, float] = {}
     if len(features_ND) > 1 and min(features_ND.shape) <= MOST_FOR_VENDI and np.linalg.norm(features_ND, axis=1).all():
-        found["vendi"] = round(vendi(features_ND), 3)
+        found["vendi"] = digits(vendi(features_ND))
     if len(cases) != len(features_ND):
         return found
     for name, groups in (("seed_diversity", groups_by_prompt(cases)), ("label_diversity", groups_by_label(cases))):
         if len(set(groups)) < len(groups):
-            return found | {name: round(pair_diversity(features_ND, groups), 4)}
+            return found | {name: digits(pair_diversity(features_ND, groups))}
     return found

@@ -21,6 +21,7 @@ from fewstep.evaluate.distance import density_coverage, precision_recall
 from fewstep.evaluate.features import Features, Float32
 from fewstep.evaluate.frechet import Moments, frechet_distance, kernel_distance, kernel_distance_subsets, moments
 from fewstep.evaluate.resize import Pictures
+from fewstep.models.inception import FEATURES
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 #: Below this many pictures no set distance is taken.
@@ -93,18 +94,19 @@ def batches_of(files: Sequence[Path], *, batch: int = 32) -> Iterator[Pictures]:
         yield np.stack(part)
 
 
-def read_reference(path: Path, features: Features, *, count: int | None = None) -> Reference:
+def read_reference(path: Path, features: Features, *, count: int | None = None, protocol: str = "none") -> Reference:
     """A reference from a folder of pictures or an .npz file of `mu` and `sigma` (pytorch-fid's layout).
 
     The file says neither which network nor which resize it was made with, nor (mostly) of how many pictures: that it
-    fits is its maker's word, and only its width is checked. `count`: how many pictures a folder must hold.
+    fits is its maker's word, and only its width is checked; a file of `write_moments` says it all, and is checked.
+    `count`: how many pictures the reference must be of.
 
     Raises:
         RequestError: the file is missing or has another layout, or the folder another number of pictures.
         ImageError: the folder holds no picture, or one that cannot be read.
     """
     if path.suffix.lower() == ".npz":
-        return _read_moments(path, features)
+        return _read_moments(path, features, count, protocol)
     files = picture_files(path)
     if count is not None and len(files) != count:
         raise RequestError(f"The reference must be {count} pictures, but '{path}' holds {len(files)}.")
@@ -114,7 +116,7 @@ def read_reference(path: Path, features: Features, *, count: int | None = None) 
     return Reference.of(path.name, np.concatenate(parts))
 
 
-def _read_moments(path: Path, features: Features) -> Reference:
+def _read_moments(path: Path, features: Features, wanted: int | None, protocol: str) -> Reference:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
@@ -128,17 +130,21 @@ def _read_moments(path: Path, features: Features) -> Reference:
             f"'{path}' must hold 'mu' of shape (D,) and 'sigma' of shape (D, D); "
             f"found {', '.join(f'{k} {list(v.shape)}' for k, v in found.items()) or 'nothing'}."
         )
-    if features.network == "inception" and len(mean) != 2048:
-        raise RequestError(f"'{path}' has {len(mean)} features where the FID's Inception has 2048.")
-    written = str(found["features"]) if "features" in found else features.frechet
-    if written != features.frechet:
-        raise RequestError(f"'{path}' was made for {written}, not for {features.frechet}; the two must not be mixed.")
+    if features.network == "inception" and len(mean) != FEATURES:
+        raise RequestError(f"'{path}' has {len(mean)} features where the FID's Inception has {FEATURES}.")
+    for name, asked in (("features", features.frechet), ("protocol", protocol)):
+        if name in found and str(found[name]) != asked:
+            raise RequestError(
+                f"'{path}' was made with the {name} '{found[name]}', not '{asked}'; the two must not be mixed."
+            )
     count = int(found["count"]) if "count" in found else 0
+    if count and wanted and count != wanted:
+        raise RequestError(f"The reference must be of {wanted} pictures, but '{path}' is of {count}.")
     return Reference(path.name, Moments(mean.astype(np.float64), covariance.astype(np.float64), count))
 
 
-def write_moments(path: Path, reference: Reference, features: Features) -> None:
-    """Write `mu` and `sigma` as other tools read them, with the name of the features and the number of pictures.
+def write_moments(path: Path, reference: Reference, features: Features, *, protocol: str = "none") -> None:
+    """Write `mu` and `sigma` as other tools read them, and beside them what was measured how, and of how many.
 
     Raises:
         OutputError: the file cannot be written.
@@ -146,6 +152,7 @@ def write_moments(path: Path, reference: Reference, features: Features) -> None:
     found = reference.moments
     arrays: dict[str, Any] = {"mu": found.mean_D, "sigma": found.covariance_DD}
     arrays |= {"features": np.array(features.frechet), "count": np.array(found.count)}
+    arrays["protocol"] = np.array(protocol)
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
@@ -154,21 +161,30 @@ def write_moments(path: Path, reference: Reference, features: Features) -> None:
     write_whole(path, write)
 
 
+def digits(value: float) -> float:
+    """Six significant digits: features of length 1 are thousandths apart.
+
+    >>> digits(0.00123456789), digits(12.3456789)
+    (0.00123457, 12.3457)
+    """
+    return float(f"{value:.6g}")
+
+
 def set_distances(features_ND: Float32, reference: Reference, *, prefix: str = "", seed: int = 0) -> dict[str, Any]:
     """Fréchet distance, kernel distance (over all pictures, and mean and deviation over 100 subsets), precision,
     recall, density and coverage; only what the reference allows. Nothing for fewer than 8 pictures.
     """
     if len(features_ND) < FEWEST:
         return {}
-    found: dict[str, Any] = {"frechet": round(frechet_distance(moments(features_ND), reference.moments), 4)}
+    found: dict[str, Any] = {"frechet": digits(frechet_distance(moments(features_ND), reference.moments))}
     real_ND = reference.features_ND
     if real_ND is not None and max(len(features_ND), len(real_ND)) <= MOST_FOR_NEIGHBOURS:
         precision, recall = precision_recall(real_ND, features_ND)
         density, coverage = density_coverage(real_ND, features_ND)
         found |= {"precision": round(precision, 4), "recall": round(recall, 4)}
         found |= {"density": round(density, 4), "coverage": round(coverage, 4)}
-        found["kernel"] = round(kernel_distance(features_ND, real_ND), 6)
+        found["kernel"] = digits(kernel_distance(features_ND, real_ND))
     if real_ND is not None:
         mean, deviation = kernel_distance_subsets(features_ND, real_ND, seed=seed)
-        found["kernel_subsets"] = {"mean": round(mean, 6), "std": round(deviation, 6)}
+        found["kernel_subsets"] = {"mean": digits(mean), "std": digits(deviation)}
     return {prefix + key: value for key, value in found.items()}

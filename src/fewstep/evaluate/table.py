@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fewstep.evaluate.features import Features
-from fewstep.evaluate.preference import Score
+if TYPE_CHECKING:
+    from fewstep.evaluate.features import Features
+    from fewstep.evaluate.preference import Score
 
 #: key of a score -> heading of its column.
 COLUMNS = {
@@ -71,13 +72,15 @@ def show(key: str, value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, Mapping) and "mean" in value:
-        times, digits = (1000, 1) if "kernel" in key else (1, 2)
-        return f"{times * value['mean']:.{digits}f} ± {times * value['std']:.{digits}f}"
+        times, places = (1000, 1) if "kernel" in key else (1, 2)
+        return f"{times * value['mean']:.{places}f} ± {times * value['std']:.{places}f}"
     if isinstance(value, Mapping):
         return f"{100 * value['share']:.1f} ± {50 * (value['high'] - value['low']):.1f}"
     if key == "kernel":
         return f"{1000 * value:.1f}"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
+    return str(value)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] = COLUMNS) -> str:
