@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewstep.cli.main import main
 from fewstep.errors import CheckpointError
-from fewstep.evaluate import gauges, protocols, reference
+from fewstep.evaluate import gauges, protocols, reference, suite
 from tests.evaluate.networks import write_clip
 from tests.evaluate.worlds import write_judge
 from tests.tiny import tiny_folder
@@ -107,7 +107,8 @@ def test_a_folder_against_itself(place, capsys):
     assert "FID" not in text
 
 
-def test_seeds_teacher_and_plots(place, capsys, tmp_path):
+def test_seeds_teacher_and_plots(place, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "teacher_cell", lambda guidance: suite.Cell("teacher", "dpmpp_2m", 4, guidance))
     folder = tiny_folder("pictogram")
     code, text, _ = evaluate(
         capsys, place, folder, "--steps", "1,2", "--count", 4, "--seeds-per-prompt", 2, "--json", "--out", tmp_path
