@@ -73,7 +73,8 @@ def show(key: str, value: Any) -> str:
         return ""
     if isinstance(value, Mapping) and "mean" in value:
         times, places = (1000, 1) if "kernel" in key else (1, 2)
-        return f"{times * value['mean']:.{places}f} ± {times * value['std']:.{places}f}"
+        spread = f" ± {times * value['std']:.{places}f}" if value["std"] else ""  # 0: one subset, which is the whole
+        return f"{times * value['mean']:.{places}f}{spread}"
     if isinstance(value, Mapping):
         return f"{100 * value['share']:.1f} ± {50 * (value['high'] - value['low']):.1f}"
     if key == "kernel":
