@@ -137,7 +137,7 @@ def test_prompts_without_labels_have_no_rates(judge):
 def test_the_table_has_only_columns_with_something_in_them():
     rate = {"share": 0.5, "low": 0.4, "high": 0.6, "count": 90}
     text = markdown([row(Cell("a", "ddim", 2, 3.0), "g", {"count": 9, "top1": rate}), {"cell": "real", "frechet": 0.5}])
-    assert text.splitlines()[0] == "| drawn by | evaluations | steps | N | recognised % | Fréchet ↓ |"
+    assert text.splitlines()[0] == "| drawn by | evaluations | steps | N | recognised % | FD-judge ↓ |"
     assert text.splitlines()[2] == "| a | 4 | 2 | 9 | 50.0 ± 10.0 |  |"
     assert text.splitlines()[3] == "| real |  |  |  |  | 0.50 |"
     assert markdown([]) == ""
@@ -159,7 +159,9 @@ def test_the_command_measures_a_lora_beside_its_teacher(judge_folder, lora_file,
     assert {r["evaluations"] for r in document["rows"]} == {100, 2}
     assert document["rows"][-1]["cell"] == "lcm-lora"
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == document
-    assert (tmp_path / "out" / "evaluation.md").read_text().startswith("| drawn by |")
+    written = (tmp_path / "out" / "evaluation.md").read_text()
+    assert written.startswith("No published protocol.")
+    assert "| drawn by |" in written
     assert (tmp_path / "out" / "lcm-lora-2.png").stat().st_size > 0
 
 

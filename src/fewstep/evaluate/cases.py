@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewstep.errors import RequestError
@@ -89,6 +89,24 @@ def held_out_background_cases(labels: Labels, count: int) -> tuple[Case, ...]:
             _case(labels, index, concept, styles[(index + lap) % len(styles)], background, "held-out background")
         )
     return tuple(cases)
+
+
+#: How far apart the seeds of one case are; the fixed lists use seeds below 300,000.
+SEED_STRIDE, OTHER_SEEDS = 1_000_000, 500_000
+
+
+def with_seeds(cases: Sequence[Case], count: int) -> tuple[Case, ...]:
+    """Every case `count` times, each with a seed of its own; the first is the case itself.
+
+    >>> [case.seed for case in with_seeds([Case("a cat", 7)], 2)]
+    [7, 1000007]
+    """
+    return tuple(replace(case, seed=case.seed + SEED_STRIDE * turn) for case in cases for turn in range(count))
+
+
+def with_other_seeds(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """The same prompts with seeds that no case of `with_seeds` has: a second, independent set."""
+    return tuple(replace(case, seed=case.seed + OTHER_SEEDS) for case in cases)
 
 
 def concept_in(prompt: str, labels: Labels) -> str | None:

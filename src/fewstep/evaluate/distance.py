@@ -79,6 +79,26 @@ def precision_recall(real_ND: ArrayLike, fake_MD: ArrayLike, *, neighbours: int 
     return covered(fake, real), covered(real, fake)
 
 
+def density_coverage(real_ND: ArrayLike, fake_MD: ArrayLike, *, neighbours: int = 5) -> tuple[float, float]:
+    """How many reals' k-nearest-neighbour balls hold a fake, over k; and the share of the balls that hold any fake.
+
+    Source: Naeem et al. 2020. Density may exceed 1. Unlike precision and recall, one outlier among the reals moves
+    neither much. Depends on N: compare only at equal N.
+
+    Raises:
+        RequestError: no more reals than neighbours, or no fake.
+    """
+    real, fake = np.asarray(real_ND, dtype=np.float64), np.asarray(fake_MD, dtype=np.float64)
+    if len(real) <= neighbours or len(fake) < 1:
+        raise RequestError(
+            f"k = {neighbours} neighbours need more than {neighbours} real pictures and at least one other; "
+            f"found {len(real)} and {len(fake)}."
+        )
+    radius_N = radii(real, neighbours)
+    inside = np.concatenate([block <= radius_N for block in squared_distances(fake, real)])
+    return float(inside.sum(1).mean() / neighbours), float(inside.any(0).mean())
+
+
 def thumbnails(pictures_NHWC: NDArray[np.uint8], *, size_px: int = 32) -> Float64:
     """Pictures averaged down to size_px square, in 0..255, flattened to (N, size_px * size_px * 3).
 
