@@ -33,7 +33,7 @@ _ARCHITECTURES: dict[int, tuple[str, str, str, str]] = {
     768: ("stable-diffusion-v1", _DIFFUSERS, "sd_v1", "512x512"),
     1024: ("stable-diffusion-v2-768-v", _DIFFUSERS, "sd_v2", "768x768"),
     2048: ("stable-diffusion-xl-v1-base", _STABILITY, "sdxl_base_v1-0", "1024x1024"),
-    160: ("fewstep-pictogram", _DIFFUSERS, "fewstep_pictogram", "256x256"),
+    160: ("fewstep-pictogram", _DIFFUSERS, "fewstep_pictogram", "128x128"),
 }
 _OTHER_ARCHITECTURE = ("stable-diffusion-v1", _DIFFUSERS, "sd_v1", "512x512")
 
@@ -62,6 +62,11 @@ def tensor_hash(file: BinaryIO) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
+
+
+def legacy_hash(content: bytes) -> str:
+    """kohya's `sshs_legacy_hash`: 8 hexadecimal digits of the 64 KiB that begin 1 MiB into the file."""
+    return hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,21 @@ def peft_configs(metadata: Mapping[str, str], path: Path) -> PeftConfigs:
 
 
 def required_metadata(
-    *, title: str, alpha: float, ranks: set[int], convolutions: bool, width: int | None
+    *,
+    title: str,
+    alpha: float,
+    ranks: set[int],
+    convolutions: bool,
+    width: int | None,
+    size: tuple[int, int] | None = None,
 ) -> dict[str, str]:
     """The keys other programs look for: kohya's minimum, by which A1111 knows the family, and what ModelSpec demands.
 
-    `width` is the cross-attention width, or None for a LoRA that does not touch the cross-attention.
+    `width` is the cross-attention width, or None for a LoRA that does not touch the cross-attention; `size` the height
+    and width in pixels it was trained at, the family's usual one where that is not known.
     """
     architecture, implementation, base, resolution = _ARCHITECTURES.get(width or 0, _OTHER_ARCHITECTURE)
+    resolution = resolution if size is None else f"{size[1]}x{size[0]}"
     rank = str(ranks.copy().pop()) if len(ranks) == 1 else "Dynamic"
     arguments = {"conv_dim": rank, "conv_alpha": f"{alpha:g}"} if convolutions else {}
     return {
