@@ -152,7 +152,7 @@ def wandb_offline(run: Run) -> Iterator[Log]:
     try:
         yield _Wandb(session, wandb.Image)
     finally:
-        session.finish(quiet=True)
+        session.finish()
 
 
 LOG_OF: dict[str, Callable[[Run], Any]] = {"tensorboard": tensorboard, "wandb": wandb_offline}
