@@ -26,6 +26,7 @@ _LCM_NAME = re.compile(r"(?<![a-z0-9])lcm(?![a-z0-9])", re.IGNORECASE)
 _LCM_PROSE = re.compile(r"lcm[-_ ]?lora|lcm[-_ ]sampler|latent consistency", re.IGNORECASE)
 _LCM_FILE = re.compile(r"lcm[-_ ]?lora", re.IGNORECASE)
 _NAMELESS = "pytorch_lora_weights"
+_ELSEWHERE = {"pcm": "DDIM sampler with trailing timesteps"}
 
 _DIFFUSERS, _STABILITY = "diffusers", "https://github.com/Stability-AI/generative-models"
 _ARCHITECTURES: dict[int, tuple[str, str, str, str]] = {
@@ -144,15 +145,24 @@ def required_metadata(
 
 def usage_metadata(sampling: Sampling) -> dict[str, str]:
     """`sampling` in our own keys, and in words for people who use other programs."""
-    label = sampling.sampler.upper()
     return {
         "fewstep.sampler": sampling.sampler,
         "fewstep.steps": str(sampling.steps),
         "fewstep.guidance": f"{sampling.guidance:g}",
         "fewstep.table": sampling.table,
         "fewstep.origin_steps": str(sampling.origin_steps),
-        "modelspec.usage_hint": f"{label} sampler, {sampling.steps} steps, CFG {sampling.guidance:g}",
+        "modelspec.usage_hint": usage_hint(sampling),
     }
+
+
+def usage_hint(sampling: Sampling) -> str:
+    """How to sample, for people who use other programs; PCM's deterministic steps are DDIM's there.
+
+    >>> usage_hint(LCM_SAMPLING)
+    'LCM sampler, 4 steps, CFG 1'
+    """
+    sampler = _ELSEWHERE.get(sampling.sampler, f"{sampling.sampler.upper()} sampler")
+    return f"{sampler}, {sampling.steps} steps, CFG {sampling.guidance:g}"
 
 
 def _says_lcm(metadata: Mapping[str, str], path: Path) -> bool:

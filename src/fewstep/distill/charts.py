@@ -27,16 +27,16 @@ class Line:
     style: str = ""
 
 
-def chart(title: str, lines: Sequence[Line], *, note: str = "", percent: bool = False) -> str:
+def chart(title: str, lines: Sequence[Line], *, note: str = "", percent: bool = False, log: bool = True) -> str:
     """A figure with its title, legend and curves; empty text where no line has two points.
 
-    The vertical axis is logarithmic where the values are positive and span more than a factor of 30.
+    With `log` the vertical axis is logarithmic where the values are positive and span more than a factor of 30.
     """
     lines = [line for line in lines if len(line.points) > 1 or (line.points and line.style == "dots")]
     if not lines:
         return ""
     across = _Axis.linear([x for line in lines for x, _ in line.points])
-    upward = _Axis.of([y for line in lines for y in _within(line)], percent=percent)
+    upward = _Axis.of([y for line in lines for y in _within(line)], percent=percent, log=log)
     label = f"{title}: {', '.join(line.name for line in lines if line.style != 'faint')}"
     body = "".join((_grid(across, upward, percent=percent), _plot(lines, across, upward)))
     return (
@@ -101,11 +101,11 @@ class _Axis:
         return (value - self.low) / (self.high - self.low)
 
     @classmethod
-    def of(cls, values: Sequence[float], *, percent: bool = False) -> "_Axis":
+    def of(cls, values: Sequence[float], *, percent: bool, log: bool) -> "_Axis":
         low, high = min(values), max(values)
         if percent:
             return cls(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0))
-        if low > 0 and high / low > LOG_FROM:
+        if log and low > 0 and high / low > LOG_FROM:
             return cls(low / 1.1, high * 1.1, tuple(_log_ticks(low / 1.1, high * 1.1)), log=True)
         pad = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
         return cls._spanning(max(low - pad, 0.0) if low >= 0 else low - pad, high + pad)
@@ -117,7 +117,7 @@ class _Axis:
 
     @classmethod
     def _spanning(cls, low: float, high: float) -> "_Axis":
-        rough = (high - low) / 4
+        rough = (high - low) / 5
         scale = 10 ** math.floor(math.log10(rough))
         step = next(scale * unit for unit in (1, 2, 2.5, 5, 10) if scale * unit >= rough * 0.999)
         first = math.ceil(low / step - 1e-9)

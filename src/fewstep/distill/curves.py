@@ -55,7 +55,7 @@ def _of_one(run: History) -> Iterator[str]:
     yield chart("Loss", _raw_and_smooth(run, "loss"), note="smoothed; faint: as it came")
     yield chart("Loss by timestep", list(_quarters(run)), note="smoothed; timestep 0 is the clean picture")
     yield from (_figure(run, name) for name in figures_of(run.looks))
-    yield chart("Learning rate", [Line("learning rate", thinned(over_steps(run, "learning_rate")))])
+    yield chart("Learning rate", [Line("learning rate", thinned(over_steps(run, "learning_rate")))], log=False)
     yield chart("Gradient norm", _raw_and_smooth(run, "gradient_norm"), note="before clipping")
     yield chart("Speed", _raw_and_smooth(run, "samples_per_s"), note="pictures a second")
     waits = over_steps(run, "data_wait")

@@ -20,7 +20,7 @@ from fewstep.checkpoints.lora import LoraStack, read_lora, write_lora
 from fewstep.checkpoints.save import save_model
 from fewstep.data.seeds import noise_at, seed_at
 from fewstep.distill.best import Best, take_best
-from fewstep.distill.history import METRICS, RESULT
+from fewstep.distill.history import BEST, RESULT
 from fewstep.distill.page import write_report
 from fewstep.distill.report import distance, rms, solve
 from fewstep.distill.run import STATE, Run
@@ -78,7 +78,8 @@ def finish(run: Run, path: str | Path) -> Result:
     shutil.rmtree(path, ignore_errors=True)
     kept.replace(path)
     _conclude(run, asdict(result) | {"path": str(path)})
-    (run.folder / STATE).unlink(missing_ok=True)
+    for spent in (STATE, BEST):
+        (run.folder / spent).unlink(missing_ok=True)
     return result
 
 
@@ -176,8 +177,7 @@ def _written(run: Run, path: Path, kept: Path, best: Best | None) -> Result:
 
 def _conclude(run: Run, result: dict[str, Any]) -> None:
     write_json(run.folder / RESULT, result)
-    if (run.folder / METRICS).is_file():
-        write_report(run.folder)
+    write_report(run.folder)
 
 
 def _judged(run: Run, path: Path, kept: Path, error: float) -> Result:

@@ -14,7 +14,9 @@ from typing import Any
 
 from PIL import Image
 
+from fewstep.checkpoints.description import Sampling
 from fewstep.checkpoints.files import write_whole
+from fewstep.checkpoints.lora_metadata import usage_hint
 from fewstep.distill.charts import number
 from fewstep.distill.curves import curves, figures_of, judged_steps, sampled_steps, table_of
 from fewstep.distill.history import History, Row, read_history, resume_command
@@ -79,7 +81,7 @@ def _many(runs: Sequence[History]) -> str:
         (
             f'<header><h1>{len(runs)} runs side by side</h1></header><ul class="tiles">{heads}</ul>',
             _section("Curves", _charts(runs)),
-            _section("At their end", _ends(runs)),
+            _section("Their newest look, or the one whose weights were taken", _ends(runs)),
             _section("What they draw", f'<div class="box strip">{grids}</div>' if grids else ""),
             _section("Where their recipes differ", _differences(runs)),
         )
@@ -326,13 +328,16 @@ def _use(run: History) -> str:
     python = f'import fewstep\n\npipe = fewstep.load({where})\npipe("a cat", seed=1).save("cat.png")'
     options = (["--model", base] if base else []) + ["--lora", path] if lora else ["--model", path]
     shell = shlex.join(["fewstep", "generate", "a cat", *options, "-o", "cat.png"])
-    words = f"{recipe.get('sampler', '').upper()} sampler, {recipe.get('sampling_steps')} steps"
-    guidance = recipe.get("sampling_guidance", 1.0)
     place = "file" if lora else "folder"
     return (
         f"<p>Sampler, steps and guidance are written in the {place}, and fewstep goes by them. In other programs: "
-        f"{escape(words)}, CFG {guidance:g}.</p>{_code(python)}{_code(shell)}"
+        f"{escape(_hint(recipe))}.</p>{_code(python)}{_code(shell)}"
     )
+
+
+def _hint(recipe: Mapping[str, Any]) -> str:
+    known = {"sampler": "sampler", "steps": "sampling_steps", "guidance": "sampling_guidance"}
+    return usage_hint(Sampling(**{name: recipe[key] for name, key in known.items() if key in recipe}))
 
 
 def _origin(run: History) -> str:
