@@ -23,16 +23,17 @@ def rows_of(run):
 def test_tensorboard_holds_every_number_and_the_grids(new_run):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = new_run(LOOKS, log="tensorboard")
-    list(islice(train(run), 3))
-    save(run)
+    for report in islice(train(run), 3):
+        if report.step == 2:
+            save(run)  # the third step is lost with the process, and done again
     run = new_run(LOOKS, log="tensorboard", resume=True)
     list(train(run))
     events = accumulators.EventAccumulator(str(run.folder / "tensorboard"), size_guidance={"images": 0})
     events.Reload()
     steps = [row for row in rows_of(run) if "loss" in row]
     for name in ("loss", "learning_rate", "gradient_norm", "samples_per_s", "data_wait"):
-        found = {event.step: event.value for event in events.Scalars(f"train/{name}")}
-        assert found == pytest.approx({row["step"]: row[name] for row in steps})
+        found = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+        assert found == [(row["step"], pytest.approx(row[name])) for row in steps]
     quarter = {row["step"]: row["loss_quarters"][3] for row in steps if row["loss_quarters"][3] is not None}
     found = {event.step: event.value for event in events.Scalars("loss_by_timestep/750-999")}
     assert found == pytest.approx(quarter) and quarter

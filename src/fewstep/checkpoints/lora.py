@@ -158,16 +158,20 @@ def write_lora(
         size=size,
     )
     facts |= (usage_metadata(sampling) if sampling is not None else {}) | dict(metadata or {})
-    # as kohya hashes: of a file with the training's keys only, which nobody edits later
+    hashes = _hashes(tensors, facts)
+    write_safetensors(path, tensors, facts | hashes)
+    return _read_back(path, layers, tensors, hashes["sshs_model_hash"])
+
+
+def _hashes(tensors: dict[str, Tensor], facts: Mapping[str, str]) -> dict[str, str]:
+    """kohya's and ModelSpec's, of a file with the training's keys only: those nobody edits later."""
     content = save(tensors, {key: value for key, value in facts.items() if key.startswith("ss_")})
     digest = tensor_hash(BytesIO(content))
-    hashes = {
+    return {
         "sshs_model_hash": digest,
         "sshs_legacy_hash": legacy_hash(content),
         "modelspec.hash_sha256": f"0x{digest}",
     }
-    write_safetensors(path, tensors, facts | hashes)
-    return _read_back(path, layers, tensors, digest)
 
 
 def _shape(layer: LoraLayer) -> torch.Size:
