@@ -15,7 +15,7 @@ from fewstep.distill.finish import finish
 from fewstep.distill.recipes import make_recipe
 from fewstep.distill.run import save
 from fewstep.distill.trainer import StepReport, train
-from fewstep.errors import CheckpointError
+from fewstep.errors import CheckpointError, RecipeError
 from tests.distill.conftest import FULL, LORA
 
 KEEP = LORA | {"look_every": 1, "keep_best": "distance:2", "patience": 2, "warmup": 0}
@@ -101,6 +101,12 @@ def test_the_untrained_student_and_a_figure_that_is_no_number_are_never_the_best
     run = new_run(KEEP)
     assert [report.step for report in train(run)] == [1, 2, 3, 4]
     assert best_of(run).step == 2
+
+
+def test_a_figure_that_the_look_lacks_is_said_at_the_first_look(new_run, looks):
+    looks(*VALLEY)
+    with pytest.raises(RecipeError, match="judge knows nothing"):
+        next(train(new_run(KEEP | {"keep_best": "recognised:2", "look_judge": "embedded"})))
 
 
 def test_a_new_run_forgets_what_lies_there(new_run, looks):

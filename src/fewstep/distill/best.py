@@ -13,7 +13,7 @@ from fewstep.checkpoints.files import read_header, read_tensors, write_safetenso
 from fewstep.distill.history import BEST, read_rows
 from fewstep.distill.recipes import keep_best_of
 from fewstep.distill.run import Run
-from fewstep.errors import CheckpointError
+from fewstep.errors import CheckpointError, RecipeError
 
 HIGHER_IS_BETTER = ("recognised",)
 
@@ -28,14 +28,20 @@ class Best:
 
 
 def figure_of(row: dict[str, Any], keep_best: tuple[str, int]) -> float:
-    """The student's figure in a look's row; nan where it is not there.
+    """The student's figure in a look's row. Raises RecipeError where the look could not measure it.
 
     >>> figure_of({"distance": {"student": {"4": 0.3}}}, ("distance", 4))
     0.3
     """
     figure, steps = keep_best
-    table = row.get("distance") if figure == "distance" else row.get("scores", {}).get(figure)
-    return float((table or {}).get("student", {}).get(str(steps), "nan"))
+    table = row["distance"] if figure == "distance" else row.get("scores", {}).get(figure, {})
+    value = table.get("student", {}).get(str(steps))
+    if value is None:
+        raise RecipeError(
+            f"keep_best = '{figure}:{steps}', but the looks cannot measure it: the judge knows nothing that these "
+            "captions name. Use distance, or another judge."
+        )
+    return float(value)
 
 
 def is_better(new: float, old: float, figure: str) -> bool:
@@ -66,9 +72,11 @@ def forget_best(run: Run) -> None:
 def keep_if_best(run: Run, row: dict[str, Any]) -> bool:
     """Keep the weights as they are now if this look's figure is the best so far; returns whether it was."""
     kept = keep_best_of(run.recipe)
-    if kept is None or not run.step:
+    if kept is None:
         return False
     new, old = figure_of(row, kept), best_of(run)
+    if not run.step:
+        return False
     if not (isfinite(new) if old is None else is_better(new, old.value, kept[0])):
         return False
     said = {"step": str(run.step), "value": repr(new), "by": run.recipe.keep_best}
