@@ -104,6 +104,7 @@ def test_metadata_for_others(tmp_path):
         "ss_network_args": json.dumps({"conv_dim": "8", "conv_alpha": "2.5"}),
         "ss_output_name": "x",
         "sshs_model_hash": digest,
+        "sshs_legacy_hash": hashlib.sha256(b"").hexdigest()[:8],  # the file ends before the part that it is of
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
@@ -138,6 +139,27 @@ def test_the_hash_is_of_the_tensors_alone(tmp_path):
     two = write_lora(tmp_path / "two.safetensors", layers, alpha=1, metadata={"a": "b"})
     three = write_lora(tmp_path / "three.safetensors", layers, alpha=2)
     assert one.hash == two.hash != three.hash and one.fingerprint == two.fingerprint != three.fingerprint
+
+
+def test_the_legacy_hash_is_of_the_64_kib_behind_the_first_mib(tmp_path):
+    layers = {"conv_in": (torch.randn(256, 4, 3, 3), torch.randn(2048, 256, 1, 1))}
+    hashes = [
+        header(write_lora(tmp_path / f"{name}.safetensors", layers, alpha=1, metadata={"modelspec.title": name}).path)
+        for name in ("a", "a-longer-title")
+    ]
+    body = (tmp_path / "a.safetensors").read_bytes()
+    assert hashes[0]["sshs_legacy_hash"] != hashlib.sha256(b"").hexdigest()[:8] and len(body) > 0x110000
+    layers["conv_in"][1][-1] += 1  # in the last bytes, far behind that part
+    other = header(write_lora(tmp_path / "a.safetensors", layers, alpha=1).path)
+    assert other["sshs_model_hash"] != hashes[0]["sshs_model_hash"]
+    assert other["sshs_legacy_hash"] == hashes[0]["sshs_legacy_hash"]
+
+
+def test_the_size_it_was_trained_at_is_written(tmp_path):
+    layers = {"mid_block.attentions.0.transformer_blocks.0.attn2.to_v": (torch.ones(2, 160), torch.ones(16, 2))}
+    usual = header(write_lora(tmp_path / "x.safetensors", layers, alpha=1).path)
+    said = header(write_lora(tmp_path / "x.safetensors", layers, alpha=1, size=(96, 160)).path)
+    assert (usual["modelspec.resolution"], said["modelspec.resolution"]) == ("128x128", "160x96")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import sys
 
 import pytest
 from PIL import Image
@@ -62,13 +63,27 @@ def test_ctrl_c_keeps_what_is_learnt_and_resume_goes_on(command, tmp_path, capsy
         return report
 
     monkeypatch.setattr(trainer, "take_step", interrupted)
+    monkeypatch.setattr(sys, "argv", ["/opt/bin/fewstep", "distill", "my recipe.toml", "--set", "steps=3"])
     assert command("--set", "steps=3") == 130
-    assert "--resume" in capsys.readouterr().err
+    assert "fewstep distill 'my recipe.toml' --set steps=3 --resume\n" in capsys.readouterr().err
     monkeypatch.setattr(trainer, "take_step", take_step)
     monkeypatch.setattr(ending, "distance", lambda run, who, steps: {"student": 1.0, "guided": 2.0, "plain": 3.0}[who])
     assert command("--set", "steps=3", "--resume") == 0
     rows = (run_folder(tmp_path / "lcm.safetensors") / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1, 2, 3]
+
+
+def test_an_early_stop_is_said_and_the_best_is_shipped(command, tmp_path, capsys, monkeypatch):
+    def look(run):
+        return {"step": run.step, "distance": {"student": {"2": 1.0 + run.step}}}
+
+    monkeypatch.setattr(trainer, "look", look)
+    monkeypatch.setattr(ending, "distance", lambda run, who, steps: {"student": 1.0, "guided": 2.0, "plain": 3.0}[who])
+    keep = ["--set", "look_every=1", "--set", "keep_best=distance:2", "--set", "patience=1"]
+    assert command(*keep) == 0
+    said = capsys.readouterr()
+    assert "No better distance:2 in 1 looks: ended after step 2" in said.err
+    assert "after step 1 of 2, the best by distance:2" in said.out
 
 
 def test_a_wrong_override_is_said_before_anything_is_loaded(command):

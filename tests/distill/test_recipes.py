@@ -4,8 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.distill.objectives import objective_named
-from fewstep.distill.recipes import Recipe, learning_rate_at, make_recipe, parse_override, read_recipe, recipe_text
+from fewstep.distill.objectives import OBJECTIVES, objective_named
+from fewstep.distill.recipes import (
+    SAMPLER_OF,
+    Recipe,
+    learning_rate_at,
+    make_recipe,
+    parse_override,
+    read_recipe,
+    recipe_text,
+)
 from fewstep.distill.times import grid
 from fewstep.errors import RecipeError
 
@@ -57,11 +65,43 @@ def test_overrides_win_and_are_typed(tmp_path):
         ({"w_min": 8.0, "student": "full"}, "above w_max"),
         ({"w_min": 2.0}, "w_min = w_max"),
         ({"w_min": 2.0, "student": "full", "guidance_embedding": 0}, "fixed w"),
+        ({"sampler": "lmc"}, "Use one of: lcm, tcd"),
+        ({"table": "karras"}, "timestep table 'karras'"),
+        ({"objective": "pcm", "origin_steps": 40, "sampler": "lcm"}, "Leave sampler out, or use 'pcm'"),
+        ({"objective": "tscd", "origin_steps": 40, "sampler": "lcm"}, "or use 'tcd'"),
+        ({"log": "tensorboard,wand"}, "no log 'wand'"),
+        ({"patience": 2}, "patience needs"),
+        ({"keep_best": "distance"}, "it must be"),
+        ({"keep_best": "distance:x"}, "it must be"),
+        ({"keep_best": "beauty:4"}, "no figure 'beauty'"),
+        ({"keep_best": "distance:3"}, "Add 3 to look_steps"),
+        ({"keep_best": "distance:4", "look_every": 0}, "set look_every"),
+        ({"keep_best": "recognised:4"}, "Set look_judge"),
     ],
 )
 def test_what_is_wrong_is_said(values, said):
     with pytest.raises(RecipeError, match=said):
         make_recipe(values)
+
+
+@pytest.mark.parametrize(
+    ("objective", "sampler", "table"),
+    [
+        *(("lcm", "lcm", "linspace-lcm"), ("lcf", "lcm", "linspace-lcm"), ("tcd", "tcd", "linspace-lcm")),
+        *(("tdd", "tcd", "linspace-lcm"), ("tscd", "tcd", "linspace-lcm")),
+        *(("pcm", "pcm", "trailing"), ("tdm", "pcm", "trailing")),
+    ],
+)
+def test_an_objective_brings_its_sampler(objective, sampler, table):
+    recipe = make_recipe({"objective": objective, "origin_steps": 40})
+    assert (recipe.sampler, recipe.table) == (sampler, table)
+    other = make_recipe({"objective": objective, "origin_steps": 40, "sampler": "ddim"})
+    assert (other.sampler, other.table) == ("ddim", "trailing")
+    assert make_recipe({"objective": objective, "origin_steps": 40, "table": "sgm"}).table == "sgm"
+
+
+def test_every_objective_has_a_sampler():
+    assert set(SAMPLER_OF) == set(OBJECTIVES)
 
 
 @pytest.mark.parametrize("bad", ["steps", ""])

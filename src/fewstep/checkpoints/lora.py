@@ -19,7 +19,7 @@ from fewstep.checkpoints.description import Sampling
 from fewstep.checkpoints.files import read_tensors, write_safetensors
 from fewstep.checkpoints.load import Model
 from fewstep.checkpoints.lora_keys import kohya_name, parse_key
-from fewstep.checkpoints.lora_metadata import required_metadata, tensor_hash, usage_metadata
+from fewstep.checkpoints.lora_metadata import legacy_hash, required_metadata, tensor_hash, usage_metadata
 from fewstep.checkpoints.lora_read import Lora, LoraLayer, cross_attention_dim, is_cross, is_sound, read_lora
 from fewstep.errors import LoraError, OutputError, RequestError
 
@@ -135,12 +135,13 @@ def write_lora(
     title: str | None = None,
     metadata: Mapping[str, str] | None = None,
     sampling: Sampling | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Lora:
     """Write UNet layers (module name -> down, up) in kohya's naming, read the file back, compare and return it.
 
     The tensors are written in the number format they have; `alpha` is one for all modules, because diffusers misreads
-    others. `title` is what other programs show (the file's name, unless given). `metadata` is added to, and wins over,
-    what other programs look for.
+    others. `title` is what other programs show (the file's name, unless given), `size` the height and width in pixels
+    it was trained at. `metadata` is added to, and wins over, what other programs look for.
 
     Raises:
         LoraError: there are no layers, or one that could not be read again: a wrong shape, a NaN, an unknown name.
@@ -154,12 +155,23 @@ def write_lora(
         ranks={down.shape[0] for down, _ in layers.values()},
         convolutions=any(down.ndim == 4 and down[0, 0].numel() > 1 for down, _ in layers.values()),
         width=cross_attention_dim(LoraLayer(*pair, alpha) for name, pair in layers.items() if is_cross(name)),
+        size=size,
     )
-    facts |= usage_metadata(sampling) if sampling is not None else {}
-    digest = tensor_hash(BytesIO(save(tensors)))
-    hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
-    write_safetensors(path, tensors, facts | dict(metadata or {}) | hashes)
-    return _read_back(path, layers, tensors, digest)
+    facts |= (usage_metadata(sampling) if sampling is not None else {}) | dict(metadata or {})
+    hashes = _hashes(tensors, facts)
+    write_safetensors(path, tensors, facts | hashes)
+    return _read_back(path, layers, tensors, hashes["sshs_model_hash"])
+
+
+def _hashes(tensors: dict[str, Tensor], facts: Mapping[str, str]) -> dict[str, str]:
+    """kohya's and ModelSpec's, of a file with the training's keys only: those nobody edits later."""
+    content = save(tensors, {key: value for key, value in facts.items() if key.startswith("ss_")})
+    digest = tensor_hash(BytesIO(content))
+    return {
+        "sshs_model_hash": digest,
+        "sshs_legacy_hash": legacy_hash(content),
+        "modelspec.hash_sha256": f"0x{digest}",
+    }
 
 
 def _shape(layer: LoraLayer) -> torch.Size:

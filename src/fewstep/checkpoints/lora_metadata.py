@@ -26,6 +26,7 @@ _LCM_NAME = re.compile(r"(?<![a-z0-9])lcm(?![a-z0-9])", re.IGNORECASE)
 _LCM_PROSE = re.compile(r"lcm[-_ ]?lora|lcm[-_ ]sampler|latent consistency", re.IGNORECASE)
 _LCM_FILE = re.compile(r"lcm[-_ ]?lora", re.IGNORECASE)
 _NAMELESS = "pytorch_lora_weights"
+_ELSEWHERE = {"pcm": "DDIM sampler with trailing timesteps"}
 
 _DIFFUSERS, _STABILITY = "diffusers", "https://github.com/Stability-AI/generative-models"
 _ARCHITECTURES: dict[int, tuple[str, str, str, str]] = {
@@ -33,7 +34,7 @@ _ARCHITECTURES: dict[int, tuple[str, str, str, str]] = {
     768: ("stable-diffusion-v1", _DIFFUSERS, "sd_v1", "512x512"),
     1024: ("stable-diffusion-v2-768-v", _DIFFUSERS, "sd_v2", "768x768"),
     2048: ("stable-diffusion-xl-v1-base", _STABILITY, "sdxl_base_v1-0", "1024x1024"),
-    160: ("fewstep-pictogram", _DIFFUSERS, "fewstep_pictogram", "256x256"),
+    160: ("fewstep-pictogram", _DIFFUSERS, "fewstep_pictogram", "128x128"),
 }
 _OTHER_ARCHITECTURE = ("stable-diffusion-v1", _DIFFUSERS, "sd_v1", "512x512")
 
@@ -62,6 +63,11 @@ def tensor_hash(file: BinaryIO) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
+
+
+def legacy_hash(content: bytes) -> str:
+    """kohya's `sshs_legacy_hash`: 8 hexadecimal digits of the 64 KiB that begin 1 MiB into the file."""
+    return hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -104,13 +110,21 @@ def peft_configs(metadata: Mapping[str, str], path: Path) -> PeftConfigs:
 
 
 def required_metadata(
-    *, title: str, alpha: float, ranks: set[int], convolutions: bool, width: int | None
+    *,
+    title: str,
+    alpha: float,
+    ranks: set[int],
+    convolutions: bool,
+    width: int | None,
+    size: tuple[int, int] | None = None,
 ) -> dict[str, str]:
     """The keys other programs look for: kohya's minimum, by which A1111 knows the family, and what ModelSpec demands.
 
-    `width` is the cross-attention width, or None for a LoRA that does not touch the cross-attention.
+    `width` is the cross-attention width, or None for a LoRA that does not touch the cross-attention; `size` the height
+    and width in pixels it was trained at, the family's usual one where that is not known.
     """
     architecture, implementation, base, resolution = _ARCHITECTURES.get(width or 0, _OTHER_ARCHITECTURE)
+    resolution = resolution if size is None else f"{size[1]}x{size[0]}"
     rank = str(ranks.copy().pop()) if len(ranks) == 1 else "Dynamic"
     arguments = {"conv_dim": rank, "conv_alpha": f"{alpha:g}"} if convolutions else {}
     return {
@@ -131,15 +145,24 @@ def required_metadata(
 
 def usage_metadata(sampling: Sampling) -> dict[str, str]:
     """`sampling` in our own keys, and in words for people who use other programs."""
-    label = sampling.sampler.upper()
     return {
         "fewstep.sampler": sampling.sampler,
         "fewstep.steps": str(sampling.steps),
         "fewstep.guidance": f"{sampling.guidance:g}",
         "fewstep.table": sampling.table,
         "fewstep.origin_steps": str(sampling.origin_steps),
-        "modelspec.usage_hint": f"{label} sampler, {sampling.steps} steps, CFG {sampling.guidance:g}",
+        "modelspec.usage_hint": usage_hint(sampling),
     }
+
+
+def usage_hint(sampling: Sampling) -> str:
+    """How to sample, for people who use other programs; PCM's deterministic steps are DDIM's there.
+
+    >>> usage_hint(LCM_SAMPLING)
+    'LCM sampler, 4 steps, CFG 1'
+    """
+    sampler = _ELSEWHERE.get(sampling.sampler, f"{sampling.sampler.upper()} sampler")
+    return f"{sampler}, {sampling.steps} steps, CFG {sampling.guidance:g}"
 
 
 def _says_lcm(metadata: Mapping[str, str], path: Path) -> bool:

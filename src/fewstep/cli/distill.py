@@ -7,7 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,9 @@ def register(subparsers: Any) -> None:
         dest="overrides",
         help="change a recipe value; repeatable",
     )
+    parser.add_argument(
+        "--log", metavar="NAMES", help="logs beside metrics.jsonl: tensorboard, wandb (offline), or both with a comma"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--device", help="cpu, cuda or mps")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of progress")
@@ -55,18 +58,23 @@ def run(arguments: argparse.Namespace) -> int:
     3).
     """
     from fewstep.checkpoints.load import load_model
+    from fewstep.distill.facts import command
     from fewstep.distill.finish import finish
+    from fewstep.distill.history import resume_command
     from fewstep.distill.recipes import read_recipe
     from fewstep.distill.run import begin
 
-    recipe = read_recipe(arguments.recipe, overrides=arguments.overrides)
+    log = [] if arguments.log is None else [f"log={arguments.log}"]
+    recipe = read_recipe(arguments.recipe, overrides=[*arguments.overrides, *log])
     model = load_model(arguments.model or recipe.model or None, device=arguments.device, dtype="fp32")
     cache = open_data(arguments, model, folder=run_folder(arguments.out) / "cache", quiet=arguments.json)
     training = begin(recipe, model, cache, folder=run_folder(arguments.out), resume=arguments.resume)
     if not _train(training, quiet=arguments.json):
         _say(f"\nStopped after step {training.step} of {recipe.steps}; everything is kept in {training.folder}.")
-        _say("To go on: the same command with --resume")
+        _say(f"To go on:\n  {resume_command(command())}")
         return 130
+    if training.step < recipe.steps:
+        _say(f"No better {recipe.keep_best} in {recipe.patience} looks: ended after step {training.step}.")
     result = finish(training, arguments.out)
     facts = {name: str(value) if isinstance(value, Path) else value for name, value in vars(result).items()}
     print(json.dumps(facts) if arguments.json else _sentence(facts))
@@ -83,17 +91,18 @@ def run_folder(out: Path) -> Path:
 
 
 def _train(training: "Run", *, quiet: bool) -> bool:
-    """Whether the recipe's last step was reached; False after Ctrl-C, with a checkpoint written."""
+    """Whether training came to its end; False after Ctrl-C, with a checkpoint written."""
+    from fewstep.cli.progress import progress
     from fewstep.distill.run import save
     from fewstep.distill.trainer import train
 
-    with _interruptible() as pressed, _progress(training, quiet) as show:
-        for report in train(training):
+    with _interruptible() as pressed, progress(training, quiet=quiet) as show, closing(train(training)) as reports:
+        for report in reports:
             show(report)
-            if pressed:
+            if pressed and report.step < training.recipe.steps:
                 save(training)
-                break
-    return training.step >= training.recipe.steps
+                return False
+    return True
 
 
 @contextmanager
@@ -112,29 +121,11 @@ def _interruptible() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def _progress(training: "Run", quiet: bool) -> Iterator[Any]:
-    if quiet:
-        yield lambda report: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("distill", total=training.recipe.steps, completed=training.step)
-
-        def show(report: Any) -> None:
-            text = f"loss {report.loss:.4f}  lr {report.learning_rate:.2g}  {report.samples_per_s:.1f} samples/s"
-            progress.update(task, completed=report.step, description=text)
-
-        yield show
-
-
 def _sentence(facts: dict[str, Any]) -> str:
     guided = "" if facts["guided"] is None else f", with guidance {facts['guided']:.4g}"
+    chosen = f" of {facts['last_step']}, the best by {facts['kept_by']}" if facts["kept_by"] else ""
     return (
-        f"{facts['path']}: after {facts['steps']} steps, {facts['student']:.4g} from the teacher's solution at "
+        f"{facts['path']}: after step {facts['steps']}{chosen}, {facts['student']:.4g} from the teacher's solution at "
         f"{facts['sampling_steps']} evaluations (the teacher itself: {facts['plain']:.4g}{guided})."
     )
 

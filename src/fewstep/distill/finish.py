@@ -7,15 +7,21 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fewstep import __version__
+from fewstep.checkpoints.files import write_json
 from fewstep.checkpoints.load import Model, Sampling, load_model
 from fewstep.checkpoints.lora import LoraStack, read_lora, write_lora
 from fewstep.checkpoints.save import save_model
-from fewstep.data.seeds import noise_at
+from fewstep.data.seeds import noise_at, seed_at
+from fewstep.distill.best import Best, take_best
+from fewstep.distill.history import BEST, RESULT
+from fewstep.distill.page import write_report
 from fewstep.distill.report import distance, rms, solve
 from fewstep.distill.run import STATE, Run
 from fewstep.distill.students import like
@@ -26,6 +32,7 @@ from fewstep.models.unet import predict
 TOLERANCE = 5e-3
 LEAST_CHANGE = 1e-2
 TRAINING = "training.json"
+_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,15 @@ class Result:
     """A finished run: where it was written, and its distance to the teacher's solution beside the teacher's own.
 
     All at `sampling_steps` evaluations of the network: `guided` is the teacher in half as many steps, because guidance
-    takes two evaluations for each (None at one step), `plain` the teacher without guidance in as many.
+    takes two evaluations for each (None at one step), `plain` the teacher without guidance in as many. `steps` is the
+    training step whose weights these are, `last_step` where training ended, `kept_by` the figure that chose ("" where
+    none did: the last).
     """
 
     path: Path
     steps: int
+    last_step: int
+    kept_by: str
     sampling_steps: int
     student: float
     guided: float | None
@@ -48,6 +59,8 @@ class Result:
 def finish(run: Run, path: str | Path) -> Result:
     """Write the LoRA file or the full model's folder to `path`, after reading it back and judging it.
 
+    With the recipe's `keep_best` it is the best weights that are written, and the student has them from then on.
+
     Raises QualityError, and leaves the result beside `path` as `.rejected`, when what is read back answers otherwise,
     or when the student at `sampling_steps` steps is not nearer to the teacher's many-step solution than the teacher
     itself by the same jumps, from the same noise, at as many evaluations of the network, guided or not; or when
@@ -56,18 +69,17 @@ def finish(run: Run, path: str | Path) -> Result:
     path = Path(path)
     kept = rejected_path(path, run.recipe.student)
     _prepare(path, kept, run.recipe.student)
-    write, read = _FORMS[run.recipe.student]
-    write(run, kept)
-    error = _read_back_error(run, read(run, kept))
-    if not error <= TOLERANCE:
-        raise QualityError(
-            f"'{kept}' read back answers differently (relative error {error:.2g}). The weights are kept; report this."
-        )
-    result = _judged(run, path, kept, error)
+    best = take_best(run)
+    try:
+        result = _written(run, path, kept, best)
+    except QualityError as error:
+        _conclude(run, {"refused": str(error)})
+        raise
     shutil.rmtree(path, ignore_errors=True)
     kept.replace(path)
-    (run.folder / "result.json").write_text(json.dumps(asdict(result) | {"path": str(path)}) + "\n")
-    (run.folder / STATE).unlink(missing_ok=True)
+    _conclude(run, asdict(result) | {"path": str(path)})
+    for spent in (STATE, BEST):
+        (run.folder / spent).unlink(missing_ok=True)
     return result
 
 
@@ -98,15 +110,74 @@ def sampling_of(run: Run) -> Sampling:
     )
 
 
-def metadata_of(run: Run) -> dict[str, str]:
-    """What the result says of how it was made, beside how it wants to be sampled."""
-    return {
-        "fewstep.w": str(run.recipe.w),
-        "fewstep.objective": run.recipe.objective,
-        "fewstep.trained_steps": str(run.step),
+def metadata_of(run: Run, step: int) -> dict[str, str]:
+    """What the result says of how it was made, beside how it wants to be sampled; `step` is where its weights are of.
+
+    In our own words, in kohya's (`ss_*`) and in ModelSpec's.
+    """
+    recipe, family = run.recipe, run.model.family.label
+    return training_metadata(run, step) | {
+        "fewstep.w": str(recipe.w),
+        "fewstep.objective": recipe.objective,
+        "fewstep.trained_steps": str(step),
         "fewstep.base": run.model.content_hash,
-        "fewstep.recipe": json.dumps(asdict(run.recipe)),
+        "fewstep.recipe": json.dumps(asdict(recipe)),
+        "modelspec.date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "modelspec.description": f"{family} in few steps: {recipe.objective.upper()} distilled from {run.model.name}.",
+        "modelspec.tags": f"few-step, {recipe.objective}",
+        "modelspec.prediction_type": _PREDICTION[run.model.schedule.prediction],
+        "modelspec.timestep_range": f"0,{run.model.schedule.count}",
     }
+
+
+def training_metadata(run: Run, step: int) -> dict[str, str]:
+    """The training's values under kohya's names (sd-scripts, train_network.py), all as text."""
+    recipe = run.recipe
+    values = {
+        "sd_model_name": run.model.name,
+        "resolution": (run.size[1], run.size[0]),
+        "clip_skip": None,
+        "steps": step,
+        "max_train_steps": recipe.steps,
+        "learning_rate": recipe.learning_rate,
+        "unet_lr": recipe.learning_rate,
+        "text_encoder_lr": None,
+        "lr_scheduler": recipe.decay,
+        "lr_warmup_steps": recipe.warmup,
+        "optimizer": f"torch.optim.adamw.AdamW(weight_decay={recipe.weight_decay})",
+        "max_grad_norm": recipe.clip,
+        "batch_size_per_device": recipe.batch,
+        "total_batch_size": recipe.batch * recipe.accumulate,
+        "gradient_accumulation_steps": recipe.accumulate,
+        "gradient_checkpointing": recipe.checkpointing,
+        "mixed_precision": "no" if recipe.precision == "float32" else "bf16",
+        "loss_type": recipe.distance,
+        "huber_c": recipe.huber_c,
+        "caption_dropout_rate": recipe.empty_captions,
+        "num_train_images": len(run.cache),
+        "seed": recipe.seed,
+        "session_id": seed_at(recipe.seed, run.model.content_hash, len(run.cache)) % 2**32,
+        "training_comment": f"fewstep {__version__}, objective {recipe.objective}",
+    }
+    return {f"ss_{key}": str(value) for key, value in values.items()}
+
+
+def _written(run: Run, path: Path, kept: Path, best: Best | None) -> Result:
+    write, read = _FORMS[run.recipe.student]
+    step = run.step if best is None else best.step
+    write(run, kept, step)
+    error = _read_back_error(run, read(run, kept))
+    if not error <= TOLERANCE:
+        raise QualityError(
+            f"'{kept}' read back answers differently (relative error {error:.2g}). The weights are kept; report this."
+        )
+    result = _judged(run, path, kept, error)
+    return result if best is None else replace(result, steps=best.step, kept_by=best.by)
+
+
+def _conclude(run: Run, result: dict[str, Any]) -> None:
+    write_json(run.folder / RESULT, result)
+    write_report(run.folder)
 
 
 def _judged(run: Run, path: Path, kept: Path, error: float) -> Result:
@@ -121,7 +192,7 @@ def _judged(run: Run, path: Path, kept: Path, error: float) -> Result:
             f"The student {found} at {steps} steps, and the teacher without training is {teacher:.4g} from it at as "
             f"many evaluations; so it is not finished, and kept as '{kept}'. Train longer, or lower learning_rate."
         )
-    return Result(path, run.step, steps, student, guided, plain, error)
+    return Result(path, run.step, run.step, "", steps, student, guided, plain, error)
 
 
 def _has_not_moved(run: Run, steps: int) -> bool:
@@ -141,10 +212,18 @@ def _prepare(path: Path, kept: Path, student: str) -> None:
         shutil.rmtree(kept)
 
 
-def _write_lora(run: Run, path: Path) -> None:
+def _write_lora(run: Run, path: Path, step: int) -> None:
     layers = {name: (down.half(), up.half()) for name, (down, up) in lora_state(run.student.unet).items()}
     title = path.stem.removesuffix(".rejected")  # what it will be called once it is accepted
-    write_lora(path, layers, alpha=run.recipe.alpha, title=title, metadata=metadata_of(run), sampling=sampling_of(run))
+    write_lora(
+        path,
+        layers,
+        alpha=run.recipe.alpha,
+        title=title,
+        metadata=metadata_of(run, step),
+        sampling=sampling_of(run),
+        size=run.size,
+    )
 
 
 def _read_lora(run: Run, path: Path) -> Any:
@@ -154,9 +233,9 @@ def _read_lora(run: Run, path: Path) -> Any:
     return model.unet
 
 
-def _write_full(run: Run, path: Path) -> None:
+def _write_full(run: Run, path: Path, step: int) -> None:
     save_model(_full_model(run), path)
-    (path / TRAINING).write_text(json.dumps(metadata_of(run), indent=1) + "\n")
+    write_json(path / TRAINING, metadata_of(run, step))
 
 
 def _read_full(run: Run, path: Path) -> Any:
@@ -167,7 +246,7 @@ def _full_model(run: Run) -> Model:
     return replace(run.model, unet=run.student.unet, sampling=sampling_of(run))
 
 
-_FORMS: dict[str, tuple[Callable[[Run, Path], None], Callable[[Run, Path], Any]]] = {
+_FORMS: dict[str, tuple[Callable[[Run, Path, int], None], Callable[[Run, Path], Any]]] = {
     "lora": (_write_lora, _read_lora),
     "full": (_write_full, _read_full),
 }

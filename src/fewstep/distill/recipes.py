@@ -13,6 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import RecipeError
+from fewstep.sampling.sampler import SAMPLERS
+from fewstep.sampling.timesteps import TABLES
+
+SAMPLER_OF = {
+    "lcm": "lcm",
+    "lcf": "lcm",
+    "scm": "lcm",
+    "tcd": "tcd",
+    "tdd": "tcd",
+    "tscd": "tcd",
+    "pcm": "pcm",
+    "tdm": "pcm",
+}
+"""The sampler that walks the way an objective teaches; its usual table goes with it."""
+PHASED = ("pcm", "tscd", "tdm")
+LOGS = ("tensorboard", "wandb")
+FIGURES = {"distance": "", "recognised": "look_judge"}
+"""Figures of a look that weights can be kept by, and the recipe key without which there is none."""
 
 
 def _value(
@@ -59,11 +77,22 @@ class Recipe:
     look_count: int = _value(16, "fixed items that distances are measured on", least=1)
     look_steps: tuple[int, ...] = _value((1, 2, 4, 8), "sampling steps looked at")
     look_teacher_steps: int = _value(50, "steps of the teacher's solution", least=1)
-    sampler: str = _value("lcm", "sampler the student is made for")
+    sampler: str = _value("", "sampler the student is made for; empty: the objective's own")
     sampling_steps: int = _value(4, "steps written into the result, and judged at the end", least=1)
     sampling_origin_steps: int = _value(0, "grid written into the result; 0: the one it was trained on", least=0)
     sampling_guidance: float = _value(1.0, "guidance written into the result", least=0)
-    table: str = _value("linspace-lcm", "timestep table written into the result")
+    table: str = _value("", "timestep table written into the result; empty: the sampler's own")
+    look_judge: str = _value("", "judge that reads the looks' pictures: 'embedded' or its folder; empty: none")
+    keep_best: str = _value("", "figure of the look whose weights are the result, such as distance:4; empty: the last")
+    patience: int = _value(0, "looks without a better figure after which training stops; 0: never", least=0)
+    log: str = _value("", "logs beside metrics.jsonl: tensorboard, wandb, or both with a comma")
+
+    def __post_init__(self) -> None:
+        """Fill in the objective's own sampler and table."""
+        sampler = self.sampler or SAMPLER_OF.get(self.objective, "lcm")
+        table = self.table or (SAMPLERS[sampler].table if sampler in SAMPLERS else "")
+        object.__setattr__(self, "sampler", sampler)
+        object.__setattr__(self, "table", table)
 
     @property
     def w(self) -> float:
@@ -131,7 +160,28 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
             "A full student without guidance embedding needs one fixed w. Set w_min = w_max, or guidance_embedding = "
             "256."
         )
+    _check_sampling(recipe)
+    _check_watching(recipe)
     return recipe
+
+
+def keep_best_of(recipe: Recipe) -> tuple[str, int] | None:
+    """`keep_best` as (figure, sampling steps); None where it is empty.
+
+    >>> keep_best_of(Recipe(keep_best="distance:4"))
+    ('distance', 4)
+    """
+    figure, _, steps = recipe.keep_best.partition(":")
+    return (figure, int(steps)) if figure and steps.isdecimal() else None
+
+
+def logs_of(recipe: Recipe) -> tuple[str, ...]:
+    """The logs asked for, by name.
+
+    >>> logs_of(Recipe(log="tensorboard, wandb"))
+    ('tensorboard', 'wandb')
+    """
+    return tuple(name for name in (part.strip() for part in recipe.log.split(",")) if name)
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -151,6 +201,43 @@ def learning_rate_at(recipe: Recipe, step: int) -> float:
         return recipe.learning_rate
     done = (step - recipe.warmup) / max(recipe.steps - recipe.warmup, 1)
     return recipe.learning_rate * (1 + cos(pi * done)) / 2
+
+
+def _check_sampling(recipe: Recipe) -> None:
+    if recipe.sampler not in SAMPLERS:
+        raise RecipeError(f"There is no sampler '{recipe.sampler}'. Use one of: {', '.join(SAMPLERS)}.")
+    if recipe.table not in TABLES:
+        raise RecipeError(f"There is no timestep table '{recipe.table}'. Use one of: {', '.join(TABLES)}.")
+    if recipe.objective in PHASED and recipe.sampler == "lcm":
+        raise RecipeError(
+            f"objective = '{recipe.objective}' teaches jumps to a phase's edge, but sampler = '{recipe.sampler}' asks "
+            f"for jumps to the clean picture. Leave sampler out, or use '{SAMPLER_OF[recipe.objective]}'."
+        )
+
+
+def _check_watching(recipe: Recipe) -> None:
+    unknown = [name for name in logs_of(recipe) if name not in LOGS]
+    if unknown:
+        raise RecipeError(f"There is no log '{unknown[0]}'. Use {' or '.join(LOGS)}, or both with a comma.")
+    kept = keep_best_of(recipe)
+    if kept is None:
+        if recipe.keep_best or recipe.patience:
+            needs = "patience needs" if recipe.patience else "it must be"
+            raise RecipeError(
+                f"keep_best = '{recipe.keep_best}' is not a figure at a number of steps, which {needs}. "
+                f"Use {' or '.join(f'{figure}:4' for figure in FIGURES)}."
+            )
+        return
+    figure, steps = kept
+    if figure not in FIGURES:
+        raise RecipeError(f"keep_best = '{recipe.keep_best}': there is no figure '{figure}'. Use {', '.join(FIGURES)}.")
+    if steps not in recipe.look_steps or not recipe.look_every:
+        raise RecipeError(
+            f"keep_best = '{recipe.keep_best}', but {steps} steps are never looked at. Add {steps} to look_steps "
+            f"(now {list(recipe.look_steps)}), and set look_every (now {recipe.look_every})."
+        )
+    if FIGURES[figure] and not getattr(recipe, FIGURES[figure]):
+        raise RecipeError(f"keep_best = '{recipe.keep_best}' needs a judge. Set {FIGURES[figure]}, or use distance.")
 
 
 def _checked(key: str, value: Any) -> Any:

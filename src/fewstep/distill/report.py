@@ -1,4 +1,5 @@
 """Looks: how far the student is from its teacher, measured from the same noise on a fixed set, and a picture to see it.
+Where the recipe names a judge, also how well that judge reads the pictures.
 
 The distance is the root mean square over a latent, averaged over the set, to the teacher's many-step guided DDIM
 solution. Beside the student stand two rows without it: the guided teacher under the student's sampler, and the plain
@@ -8,7 +9,7 @@ the student; in its place distances are measured by DDIM jumps over the same tim
 Shapes: N items of the fixed set, C channels, H, W latent height and width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,12 @@ from PIL import Image
 
 from fewstep.data.seeds import generator_at, noise_at
 from fewstep.distill.run import Run
+from fewstep.distill.scores import scores_of
 from fewstep.distill.students import networks
 from fewstep.distill.terms import Network, guided
+from fewstep.distill.watch import sample_path
+from fewstep.grid import shortened, table
+from fewstep.image import save_image
 from fewstep.models import vae
 from fewstep.models.text import Text
 from fewstep.sampling.sampler import sample, sampler_named
@@ -26,15 +31,26 @@ from fewstep.sampling.schedule import to_z0
 from fewstep.sampling.timesteps import timesteps
 
 GRID_ROWS = 8
+DECODED_AT_ONCE = 8
+TEACHER = "teacher"
 
 
 def look(run: Run) -> dict[str, Any]:
-    """Measure the student and write samples-<step>.png; returns {"step", "distance": {who: {steps: rms}}}."""
+    """Measure the student and write samples-<step>.png.
+
+    Returns {"step", "distance": {who: {steps: rms}}}, and where the recipe names a judge "scores": {score: {who:
+    {steps: value}}}, for the student and for the teacher's solution.
+    """
     recipe = run.recipe
     found = {steps: solve(run, "student", steps) for steps in recipe.look_steps}
-    drawn = [_sample(run, "student", steps, sampler=recipe.sampler, table=recipe.table) for steps in recipe.look_steps]
-    picture_grid(run, [*drawn, teacher_solution(run)]).save(run.folder / f"samples-{run.step:06d}.png")
-    return {"step": run.step, "distance": {"student": _distances(run, found)} | teacher_distances(run)}
+    drawn = {
+        steps: decoded(run, _sample(run, "student", steps, sampler=recipe.sampler, table=recipe.table))
+        for steps in recipe.look_steps
+    }
+    save_image(picture_grid(run, drawn), sample_path(run.folder, run.step))
+    row = {"step": run.step, "distance": {"student": _distances(run, found)} | teacher_distances(run)}
+    scores = _scores(run, drawn)
+    return row | {"scores": scores} if scores else row
 
 
 def distance(run: Run, who: str, steps: int) -> float:
@@ -68,17 +84,58 @@ def solve(run: Run, who: str, steps: int) -> torch.Tensor:
     return _sample(run, who, steps, sampler=sampler, table=run.recipe.table)
 
 
-def picture_grid(run: Run, columns: Iterable[torch.Tensor]) -> Image.Image:
-    """Decode the first items of each column and lay them out, one row an item."""
-    parameter = next(run.model.vae.parameters())
-    stacked = [_decode(run, z_NCHW[:GRID_ROWS].to(parameter.device, parameter.dtype)) for z_NCHW in columns]
-    return Image.fromarray(np.concatenate([np.concatenate(list(column), 0) for column in stacked], 1))
+def picture_grid(run: Run, drawn: Mapping[int, np.ndarray]) -> Image.Image:
+    """The first items of the set, one row each: the student's by sampling steps, and the teacher's at the end."""
+    columns = [*drawn.values(), teacher_pictures(run)]
+    heads = [f"{steps} step{'s' if steps > 1 else ''}" for steps in drawn] + [TEACHER]
+    width = 2 * run.size[1]
+    return table(
+        [[Image.fromarray(column[row]) for column in columns] for row in range(min(GRID_ROWS, len(columns[0])))],
+        row_labels=[shortened(caption, width) for caption in look_captions(run)[:GRID_ROWS]],
+        column_labels=heads,
+    )
+
+
+def teacher_pictures(run: Run) -> np.ndarray:
+    """The teacher's solution as pictures (N, H, W, 3) uint8; decoded once in a run."""
+    if "pictures" not in run.kept:
+        run.kept["pictures"] = decoded(run, teacher_solution(run))
+    return run.kept["pictures"]
 
 
 @torch.no_grad()
-def _decode(run: Run, z_NCHW: torch.Tensor) -> np.ndarray:
-    image_NCHW = vae.decode(run.model.vae, z_NCHW).float().cpu()
-    return ((image_NCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+def decoded(run: Run, z_NCHW: torch.Tensor) -> np.ndarray:
+    """Pictures (N, H, W, 3) uint8: the whole set where a score reads it, else the rows of the grid."""
+    parameter = next(run.model.vae.parameters())
+    count = len(z_NCHW) if _judges(run) else GRID_ROWS
+    parts = [
+        vae.decode(run.model.vae, part_NCHW.to(parameter.device, parameter.dtype)).float().cpu()
+        for part_NCHW in z_NCHW[:count].split(DECODED_AT_ONCE)
+    ]
+    return ((torch.cat(parts) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def look_captions(run: Run) -> list[str]:
+    """The captions of the fixed set."""
+    return [run.cache.captions[row] for row in _look_rows(run)]
+
+
+def _judges(run: Run) -> dict[str, Any]:
+    if "judges" not in run.kept:
+        run.kept["judges"] = scores_of(run.recipe)
+    return run.kept["judges"]
+
+
+def _scores(run: Run, drawn: Mapping[int, np.ndarray]) -> dict[str, dict[str, dict[str, float]]]:
+    """Each score of the student by steps and of the teacher's solution; scores that can say nothing are left out."""
+    captions, teacher_steps = look_captions(run), run.recipe.look_teacher_steps
+    found = {}
+    for name, score in _judges(run).items():
+        teacher = score(teacher_pictures(run), captions)
+        if teacher is not None:
+            student = {str(steps): score(pictures, captions) for steps, pictures in drawn.items()}
+            found[name] = {"student": student, TEACHER: {str(teacher_steps): teacher}}
+    return found
 
 
 def _distances(run: Run, found: dict[int, torch.Tensor]) -> dict[str, float]:
@@ -115,10 +172,13 @@ def _networks(run: Run) -> dict[str, Network]:
     }
 
 
-def _look_text(run: Run) -> Text:
+def _look_rows(run: Run) -> list[int]:
     order = torch.randperm(len(run.cache.captions), generator=generator_at(run.recipe.seed, "look"))
-    rows = [int(order[place % len(order)]) for place in range(run.recipe.look_count)]
-    return run.cache.text(rows).to(run.device)
+    return [int(order[place % len(order)]) for place in range(run.recipe.look_count)]
+
+
+def _look_text(run: Run) -> Text:
+    return run.cache.text(_look_rows(run)).to(run.device)
 
 
 def _batch_of(t: Any, z_NCHW: torch.Tensor) -> torch.Tensor:

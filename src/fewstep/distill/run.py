@@ -16,6 +16,7 @@ from fewstep.checkpoints.files import write_safetensors
 from fewstep.checkpoints.load import Model, load_model
 from fewstep.checkpoints.lora import read_lora
 from fewstep.data.latents import Data
+from fewstep.distill.history import METRICS
 from fewstep.distill.objectives import objective_named
 from fewstep.distill.recipes import Recipe, recipe_text
 from fewstep.distill.students import STUDENTS, Student
@@ -25,10 +26,10 @@ from fewstep.models.lora_layers import start_lora
 from fewstep.models.vae import scale_factor
 
 STATE = "state.safetensors"
-METRICS = "metrics.jsonl"
 _FREE_TO_CHANGE = {
     *("model", "steps", "save_every", "look_every", "look_count", "look_steps", "look_teacher_steps"),
     *("sampler", "table", "sampling_steps", "sampling_origin_steps", "sampling_guidance"),
+    *("look_judge", "keep_best", "patience", "log"),
 }
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 

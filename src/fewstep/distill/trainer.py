@@ -4,21 +4,24 @@ student's.
 VAE and text encoder never run here, except to decode the sample grids.
 """
 
-import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from fewstep.data.seeds import generator_at
+from fewstep.distill.best import forget_best, keep_if_best, out_of_patience
+from fewstep.distill.facts import write_facts
+from fewstep.distill.history import RESULT, Row
 from fewstep.distill.objectives import objective_named
+from fewstep.distill.page import write_report
 from fewstep.distill.recipes import learning_rate_at
 from fewstep.distill.report import look
-from fewstep.distill.run import METRICS, Run, save
+from fewstep.distill.run import Run, save
 from fewstep.distill.students import choose, networks
 from fewstep.distill.terms import Draw, distance_named
+from fewstep.distill.watch import waited, waiting, watched
 from fewstep.errors import QualityError
 from fewstep.models.text import Text
 
@@ -26,7 +29,8 @@ from fewstep.models.text import Text
 @dataclass(frozen=True)
 class StepReport:
     """One finished optimiser step. `losses` are the parts of the loss by name; `loss_quarters` is the student's by
-    timestep quarter, cleanest first, None where none was drawn; `gradient_norm` is the student's before clipping.
+    timestep quarter, cleanest first, None where none was drawn; `gradient_norm` is the student's before clipping;
+    `data_wait` the share of the step's time that was spent waiting for data.
     """
 
     step: int
@@ -36,26 +40,35 @@ class StepReport:
     samples_per_s: float
     loss_quarters: tuple[float | None, ...]
     losses: dict[str, float]
+    data_wait: float = 0.0
 
 
-def train(run: Run) -> Iterator[StepReport]:
-    """Train until the recipe's last step. Stop iterating at any time and call `save`: `begin(resume=True)` goes on
-    bit for bit.
+def train(run: Run) -> Generator[StepReport]:
+    """Train until the recipe's last step, or until its patience is at an end. Stop iterating at any time and call
+    `save`: `begin(resume=True)` goes on bit for bit.
 
-    Checkpoints, metrics.jsonl and sample grids appear in `run.folder` on the way. Raises QualityError when the loss
-    is no longer finite.
+    Checkpoints, metrics.jsonl, sample grids, the best weights and report.html appear in `run.folder` on the way.
+    Raises QualityError when the loss is no longer finite.
     """
     recipe = run.recipe
-    if recipe.look_every and run.step == 0:
-        _record(run, look(run))
-    while run.step < recipe.steps:
-        report = take_step(run)
-        _record(run, asdict(report))
-        if recipe.look_every and run.step % recipe.look_every == 0:
-            _record(run, look(run))
-        if run.step % recipe.save_every == 0 or run.step == recipe.steps:
-            save(run)
-        yield report
+    write_facts(run)
+    (run.folder / RESULT).unlink(missing_ok=True)
+    with watched(run) as record:
+        if run.step == 0:
+            forget_best(run)
+            if recipe.look_every:
+                _look(run, record)
+        stopped = out_of_patience(run)
+        while run.step < recipe.steps and not stopped:
+            report = _timed_step(run)
+            record(asdict(report))
+            last = run.step == recipe.steps
+            if recipe.look_every and (last or run.step % recipe.look_every == 0):
+                _look(run, record)
+                stopped = out_of_patience(run)
+            if last or stopped or run.step % recipe.save_every == 0:
+                save(run)
+            yield report
 
 
 def take_step(run: Run) -> StepReport:
@@ -96,7 +109,8 @@ def draw(run: Run, place: int) -> tuple[Draw, Text]:
     place).
     """
     recipe = run.recipe
-    batch = run.cache.batch(recipe.seed, place, size=recipe.batch)
+    with waiting(run):
+        batch = run.cache.batch(recipe.seed, place, size=recipe.batch)
     generator = generator_at(recipe.seed, place, "draw")
     times = objective_named(recipe.objective).times(recipe, run.model.schedule.count, generator)
     noise_BCHW, again_BCHW = (torch.randn(batch.z0_BCHW.shape, generator=generator) for _ in range(2))
@@ -134,6 +148,14 @@ def _backward(run: Run, place: int) -> tuple[torch.Tensor, dict[str, torch.Tenso
     return drawn.times.t_B.cpu(), {name: loss_B.detach().cpu() for name, loss_B in losses.items()}
 
 
-def _record(run: Run, row: dict[str, Any]) -> None:
-    with (run.folder / METRICS).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def _timed_step(run: Run) -> StepReport:
+    waited(run)
+    began = time.perf_counter()
+    report = take_step(run)
+    return replace(report, data_wait=waited(run) / (time.perf_counter() - began))
+
+
+def _look(run: Run, record: Callable[[Row], None]) -> None:
+    row = look(run)
+    record(row | {"kept": True} if keep_if_best(run, row) else row)
+    write_report(run.folder)
