@@ -56,6 +56,11 @@ class Data(Protocol):
         ...
 
     @property
+    def count(self) -> int | None:
+        """How many samples there are; None where nobody has counted, as in a stream."""
+        ...
+
+    @property
     def captions(self) -> tuple[str, ...]:
         """Captions that `text` knows by their place here: all of a cache, the first ones of a stream."""
         ...
@@ -165,6 +170,11 @@ class LatentCache:
     def __len__(self) -> int:
         """How many samples there are."""
         return self._starts[-1]
+
+    @property
+    def count(self) -> int:
+        """The same, as every kind of data says it."""
+        return len(self)
 
     @property
     def shape(self) -> tuple[int, int, int]:

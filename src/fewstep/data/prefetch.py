@@ -92,6 +92,11 @@ class Prefetched:
         return self.data.pictures
 
     @property
+    def count(self) -> int | None:
+        """How many samples there are, where that is known."""
+        return self.data.count
+
+    @property
     def captions(self) -> tuple[str, ...]:
         """The captions that `text` knows."""
         return self.data.captions

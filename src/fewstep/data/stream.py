@@ -100,6 +100,11 @@ class Stream:
         how = f"{self._buffer}:{self.framing}:{self.filters}"
         return f"{self.model_hash}:{self.source.fingerprint}:{how}"
 
+    @property
+    def count(self) -> int | None:
+        """Unknown: a stream is not counted before it is read."""
+        return None
+
     def text(self, captions: Sequence[int]) -> Text:
         """The embeddings of some of the source's first captions, float32."""
         return self._encoded([self.captions[row] for row in captions])

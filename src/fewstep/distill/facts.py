@@ -32,7 +32,7 @@ def write_facts(run: Run) -> None:
             "machine": machine(run.device),
             "versions": versions(),
             "model": {"name": run.model.name, "family": run.model.family.label, "hash": run.model.content_hash},
-            "data": {"folder": str(run.cache.folder), "items": len(run.cache), "captions": len(run.cache.captions)},
+            "data": {"folder": str(run.cache.folder), "items": run.cache.count, "captions": len(run.cache.captions)},
             "size_px": list(run.size),
             "timesteps": run.model.schedule.count,
             "trained": sum(value.numel() for value in run.student.parameters.values()),

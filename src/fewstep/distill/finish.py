@@ -154,9 +154,9 @@ def training_metadata(run: Run, step: int) -> dict[str, str]:
         "loss_type": recipe.distance,
         "huber_c": recipe.huber_c,
         "caption_dropout_rate": recipe.empty_captions,
-        "num_train_images": len(run.cache),
+        "num_train_images": run.cache.count or 0,
         "seed": recipe.seed,
-        "session_id": seed_at(recipe.seed, run.model.content_hash, len(run.cache)) % 2**32,
+        "session_id": seed_at(recipe.seed, run.cache.fingerprint) % 2**32,
         "training_comment": f"fewstep {__version__}, objective {recipe.objective}",
     }
     return {f"ss_{key}": str(value) for key, value in values.items()}

@@ -354,7 +354,7 @@ def _origin(run: History) -> str:
         "code": code,
         "machine": device,
         "teacher": f"{model.get('name')} ({model.get('family')}, {model.get('hash')})",
-        "data": f"{data.get('items')} items, {data.get('captions')} captions, {data.get('folder')}",
+        "data": f"{data.get('items') or 'uncounted'} items, {data.get('captions')} captions, {data.get('folder')}",
         "picture size": " x ".join(str(side) for side in reversed(facts.get("size_px", []))) + " px",
         "trained": f"{number(facts.get('trained', 0))} parameters",
         "versions": ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items()),
