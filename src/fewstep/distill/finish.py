@@ -16,8 +16,9 @@ from fewstep.checkpoints.load import Model, Sampling, load_model
 from fewstep.checkpoints.lora import LoraStack, read_lora, write_lora
 from fewstep.checkpoints.save import save_model
 from fewstep.data.seeds import noise_at
+from fewstep.distill.checkpoint import forget
 from fewstep.distill.report import distance, rms, solve
-from fewstep.distill.run import STATE, Run
+from fewstep.distill.run import Run
 from fewstep.distill.students import like
 from fewstep.errors import OutputError, QualityError
 from fewstep.models.lora_layers import lora_state
@@ -67,7 +68,7 @@ def finish(run: Run, path: str | Path) -> Result:
     shutil.rmtree(path, ignore_errors=True)
     kept.replace(path)
     (run.folder / "result.json").write_text(json.dumps(asdict(result) | {"path": str(path)}) + "\n")
-    (run.folder / STATE).unlink(missing_ok=True)
+    forget(run.folder)
     return result
 
 

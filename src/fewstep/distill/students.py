@@ -17,11 +17,15 @@ import torch
 
 from fewstep.distill.objectives import objective_named
 from fewstep.distill.recipes import Recipe
+from fewstep.distill.sharding import put
 from fewstep.distill.terms import Networks
 from fewstep.errors import RecipeError
-from fewstep.models.lora_layers import ADAPTER, FAKE, add_lora, base_only, only
+from fewstep.models.lora_layers import ADAPTER, FAKE, add_lora, base_only, only, recomputed
 from fewstep.models.text import Text
 from fewstep.models.unet import predict
+
+Spread = Callable[[Any], Any]
+"""Splits a network among the processes, in place; see `sharding.py`."""
 
 Rival = Callable[[torch.Tensor, torch.Tensor, Text], torch.Tensor]
 """The network that learns what the student draws: (z_BCHW, t_B, text) -> output, with gradient."""
@@ -33,6 +37,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Student(Protocol):
     """What the trainer, the looks and the writer need of a student."""
 
+    kind: type
     unet: Any
     teacher_unet: Any
     parameters: dict[str, torch.nn.Parameter]
@@ -71,18 +76,19 @@ class Student(Protocol):
 class LoraStudent:
     """Adapters on the model's own UNet, which is changed in place: they stay injected after the run."""
 
-    def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int]) -> None:
+    def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int], spread: Spread | None = None) -> None:
         """`size` is the picture's height and width in pixels."""
+        self.kind = type(unet)
         self.unet = self.teacher_unet = unet.requires_grad_(False)
         rival = objective_named(recipe.objective).fake
         adapters = (ADAPTER, FAKE) if rival else (ADAPTER,)
         add_lora(unet, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed, adapters=adapters)
+        _prepare(unet, recipe, spread)
         self.parameters = {name: value for name, value in unet.named_parameters() if value.requires_grad}
         self.groups = [
             [value for name, value in self.parameters.items() if f".{adapter}." in name] for adapter in adapters
         ]
         self.fake: Rival | None = self._fake if rival else None
-        _prepare(unet, recipe)
         self._predict = _predictor(recipe, size)
 
     def student(self, z_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, w_B: torch.Tensor) -> torch.Tensor:
@@ -116,7 +122,7 @@ class LoraStudent:
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put the adapters back."""
         for name, value in self.parameters.items():
-            value.copy_(tensors[name])
+            put(value, tensors[name])
 
     def start(self, unet: Any) -> None:
         """LoRA layers cannot become a whole UNet. Raises RecipeError."""
@@ -126,8 +132,9 @@ class LoraStudent:
 class FullStudent:
     """A whole UNet that is told w, with a moving average as its target."""
 
-    def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int]) -> None:
+    def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int], spread: Spread | None = None) -> None:
         """`size` is the picture's height and width in pixels."""
+        self.kind = type(unet)
         if objective_named(recipe.objective).fake:
             raise RecipeError(
                 f"objective = '{recipe.objective}' trains two networks on one base, which only LoRA layers can share. "
@@ -137,10 +144,10 @@ class FullStudent:
         self.teacher_unet = unet.requires_grad_(False)
         self.student_unet = with_guidance_embedding(unet, recipe.guidance_embedding)
         self.unet = copy.deepcopy(self.student_unet).requires_grad_(False)
+        for network in (self.teacher_unet, self.student_unet, self.unet):
+            _prepare(network, recipe, spread)
         self.parameters = dict(self.student_unet.named_parameters())
         self.groups = [list(self.parameters.values())]
-        for network in (self.teacher_unet, self.student_unet, self.unet):
-            _prepare(network, recipe)
         self._decay = recipe.ema
         self._embedded = recipe.guidance_embedding > 0
         self._predict = _predictor(recipe, size)
@@ -174,8 +181,8 @@ class FullStudent:
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put the student and its average back."""
         for name, value in self.unet.named_parameters():
-            value.copy_(tensors[f"average.{name}"])
-            self.parameters[name].copy_(tensors[name])
+            put(value, tensors[f"average.{name}"])
+            put(self.parameters[name], tensors[name])
 
     def start(self, unet: Any) -> None:
         """Begin as this UNet; one without a guidance embedding leaves the student's at zero. Raises RecipeError."""
@@ -238,10 +245,16 @@ def choose(mask_B: torch.Tensor, one: Text, other: Text) -> Text:
     return Text(text_BLD, torch.where(mask_B[:, None], one.pooled_BD, other.pooled_BD))
 
 
-def _prepare(unet: Any, recipe: Recipe) -> None:
-    unet.eval().to(memory_format=torch.channels_last)
+def _prepare(unet: Any, recipe: Recipe, spread: Spread | None) -> None:
+    unet.eval()
+    if spread is None:
+        unet.to(memory_format=torch.channels_last)
+    else:
+        spread(unet)  # which wants its weights contiguous
     if recipe.checkpointing:
-        unet.enable_gradient_checkpointing()
+        unet.enable_gradient_checkpointing(recomputed)
+    if recipe.compile:
+        unet.compile(dynamic=False)
 
 
 def _predictor(recipe: Recipe, size: tuple[int, int]) -> Callable[..., torch.Tensor]:

@@ -7,7 +7,7 @@ VAE and text encoder never run here, except to decode the sample grids.
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,11 @@ from fewstep.distill.objectives import objective_named
 from fewstep.distill.recipes import learning_rate_at
 from fewstep.distill.report import look
 from fewstep.distill.run import METRICS, Run, save
+from fewstep.distill.sharding import on_whole, whole
 from fewstep.distill.students import choose, networks
 from fewstep.distill.terms import Draw, distance_named
+from fewstep.distill.times import Times
+from fewstep.distill.world import average_gradients, together_N
 from fewstep.errors import QualityError
 from fewstep.models.text import Text
 
@@ -47,12 +50,12 @@ def train(run: Run) -> Iterator[StepReport]:
     """
     recipe = run.recipe
     if recipe.look_every and run.step == 0:
-        _record(run, look(run))
+        _record(run, on_whole(run, look))
     while run.step < recipe.steps:
         report = take_step(run)
         _record(run, asdict(report))
         if recipe.look_every and run.step % recipe.look_every == 0:
-            _record(run, look(run))
+            _record(run, on_whole(run, look))
         if run.step % recipe.save_every == 0 or run.step == recipe.steps:
             save(run)
         yield report
@@ -66,9 +69,10 @@ def take_step(run: Run) -> StepReport:
         group["lr"] = rate
     run.optimiser.zero_grad(set_to_none=True)
     parts = [_backward(run, run.step * recipe.accumulate + place) for place in range(recipe.accumulate)]
-    norms = [float(clip_gradients(group, recipe.clip)) for group in run.student.groups]
-    norm, t_N = norms[0], torch.cat([t_B for t_B, _ in parts])
-    loss_N = {name: torch.cat([found[name] for _, found in parts]) for name in parts[0][1]}
+    average_gradients(run.world, run.student.parameters.values())
+    norms = [float(whole(clip_gradients(group, recipe.clip))) for group in run.student.groups]
+    norm, t_N = norms[0], together_N(run.world, torch.cat([t_B for t_B, _ in parts]))
+    loss_N = {name: together_N(run.world, torch.cat([found[name] for _, found in parts])) for name in parts[0][1]}
     losses = {name: float(values.mean()) for name, values in loss_N.items()}
     loss = sum(losses.values())
     if not (loss == loss and abs(loss) < float("inf") and all(norm == norm for norm in norms)):
@@ -80,7 +84,7 @@ def take_step(run: Run) -> StepReport:
     run.student.stepped()
     run.step += 1
     quarters = loss_by_quarter(t_N, next(iter(loss_N.values())), run.model.schedule.count)
-    speed = recipe.batch * recipe.accumulate / (time.perf_counter() - began)
+    speed = run.batch * recipe.accumulate / (time.perf_counter() - began)
     return StepReport(run.step, loss, rate, norm, speed, quarters, losses)
 
 
@@ -92,24 +96,27 @@ def clip_gradients(parameters: list[torch.nn.Parameter], limit: float) -> torch.
 
 
 def draw(run: Run, place: int) -> tuple[Draw, Text]:
-    """The items of forward pass `place` (from 0) with their noise, timesteps, w and text: a function of (seed,
-    place).
+    """This process's items of forward pass `place` (from 0) with their noise, timesteps, w and text.
+
+    What all processes together see is a function of (seed, place) and the number of items, and not of how many
+    processes share them: everything random is drawn for all, and each takes its rows.
     """
-    recipe = run.recipe
-    batch = run.cache.batch(recipe.seed, place, size=recipe.batch)
+    recipe, mine = run.recipe, slice(run.world.rank * run.recipe.batch, (run.world.rank + 1) * run.recipe.batch)
+    z0_BCHW, text = _items(run, place, mine)
     generator = generator_at(recipe.seed, place, "draw")
-    times = objective_named(recipe.objective).times(recipe, run.model.schedule.count, generator)
-    noise_BCHW, again_BCHW = (torch.randn(batch.z0_BCHW.shape, generator=generator) for _ in range(2))
-    w_B = recipe.w_min + (recipe.w_max - recipe.w_min) * torch.rand(recipe.batch, generator=generator)
-    empty_B = torch.rand(recipe.batch, generator=generator) < recipe.empty_captions
+    count = run.model.schedule.count
+    times = objective_named(recipe.objective).times(replace(recipe, batch=run.batch), count, generator)
+    noise_BCHW, again_BCHW = (torch.randn(run.batch, *z0_BCHW.shape[1:], generator=generator) for _ in range(2))
+    w_B = recipe.w_min + (recipe.w_max - recipe.w_min) * torch.rand(run.batch, generator=generator)
+    empty_B = torch.rand(run.batch, generator=generator) < recipe.empty_captions
     drawn = Draw(
-        batch.z0_BCHW.to(run.device),
-        noise_BCHW.to(run.device),
-        again_BCHW.to(run.device),
-        times.to(run.device),
-        w_B.to(run.device),
+        z0_BCHW.to(run.device),
+        noise_BCHW[mine].to(run.device),
+        again_BCHW[mine].to(run.device),
+        Times(times.t_B[mine], times.t_next_B[mine], times.s_B[mine], times.path).to(run.device),
+        w_B[mine].to(run.device),
     )
-    return drawn, choose(empty_B, run.cache.empty, batch.text).to(run.device)
+    return drawn, choose(empty_B[mine], run.cache.empty, text).to(run.device)
 
 
 def loss_by_quarter(t_N: torch.Tensor, loss_N: torch.Tensor, count: int) -> tuple[float | None, ...]:
@@ -117,6 +124,11 @@ def loss_by_quarter(t_N: torch.Tensor, loss_N: torch.Tensor, count: int) -> tupl
     quarter_N = t_N * 4 // count
     found = (loss_N[quarter_N == quarter] for quarter in range(4))
     return tuple(float(losses.mean()) if len(losses) else None for losses in found)
+
+
+def _items(run: Run, place: int, mine: slice) -> tuple[torch.Tensor, Text]:
+    batch = run.cache.batch(run.recipe.seed, place, size=run.batch)
+    return batch.z0_BCHW[mine], batch.text.rows(range(run.batch)[mine])
 
 
 def _backward(run: Run, place: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -133,5 +145,7 @@ def _backward(run: Run, place: int) -> tuple[torch.Tensor, dict[str, torch.Tenso
 
 
 def _record(run: Run, row: dict[str, Any]) -> None:
+    if not run.world.first:
+        return
     with (run.folder / METRICS).open("a") as file:
         file.write(json.dumps(row) + "\n")
