@@ -3,17 +3,23 @@ result is.
 """
 
 import argparse
+import gc
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.errors import RecipeError
+
 if TYPE_CHECKING:
     from fewstep.data.latents import LatentCache
+    from fewstep.distill.recipes import Recipe
     from fewstep.distill.run import Run
+    from fewstep.distill.world import World
 
 
 def register(subparsers: Any) -> None:
@@ -44,6 +50,12 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--device", help="cpu, cuda or mps")
+    parser.add_argument(
+        "--find-batch",
+        action="store_true",
+        help="first find the largest batch that fits, and keep the samples of a step by more forward passes",
+    )
+    parser.add_argument("--memory-gb", type=float, metavar="GB", help="memory that --find-batch may use")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of progress")
     parser.set_defaults(run=run)
 
@@ -52,23 +64,59 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, write, judge; returns the exit code (0 finished, 130 interrupted; a refused student raises QualityError,
     3).
     """
-    from fewstep.checkpoints.load import load_model
-    from fewstep.distill.finish import finish
     from fewstep.distill.recipes import read_recipe
-    from fewstep.distill.run import begin
+    from fewstep.distill.world import joined, own_device, world_of
 
     recipe = read_recipe(arguments.recipe, overrides=arguments.overrides)
-    model = load_model(arguments.model or recipe.model or None, device=arguments.device, dtype="fp32")
-    cache = _cache(arguments, model)
-    training = begin(recipe, model, cache, folder=run_folder(arguments.out), resume=arguments.resume)
-    if not _train(training, quiet=arguments.json):
-        _say(f"\nStopped after step {training.step} of {recipe.steps}; everything is kept in {training.folder}.")
-        _say("To go on: the same command with --resume")
+    with joined(device=own_device(world_of(), arguments.device)) as world:
+        return _distil(arguments, recipe, world)
+
+
+def _distil(arguments: argparse.Namespace, recipe: "Recipe", world: "World") -> int:
+    from fewstep.checkpoints.load import load_model
+    from fewstep.distill.finish import finish
+    from fewstep.distill.measured import facts_sentence, measured
+    from fewstep.distill.run import begin
+    from fewstep.distill.sharding import on_whole
+
+    split = world.size > 1 and recipe.sharding != "none"  # then a network never stands whole on its device
+    device, quiet = "cpu" if split else world.device, arguments.json or not world.first
+    load = partial(load_model, arguments.model or recipe.model or None, device=device, dtype="fp32")
+    if arguments.find_batch:
+        recipe = _found_batch(arguments, recipe, world, load)
+    model = load()
+    cache = _cache(arguments, lambda: model, world)
+    training = begin(recipe, model, cache, folder=run_folder(arguments.out), resume=arguments.resume, world=world)
+    if training.note and world.first:
+        _say(training.note)
+    if not _train(training, quiet=quiet):
+        if world.first:
+            _say(f"\nStopped after step {training.step} of {recipe.steps}; everything is kept in {training.folder}.")
+            _say("To go on: the same command with --resume")
         return 130
-    result = finish(training, arguments.out)
-    facts = {name: str(value) if isinstance(value, Path) else value for name, value in vars(result).items()}
-    print(json.dumps(facts) if arguments.json else _sentence(facts))
+    result = on_whole(training, lambda whole: finish(whole, arguments.out))
+    if world.first:
+        facts = {name: str(value) if isinstance(value, Path) else value for name, value in vars(result).items()}
+        taken = measured(training)
+        print(json.dumps(facts | taken) if arguments.json else f"{_sentence(facts)} {facts_sentence(taken)}")
     return 0
+
+
+def _found_batch(arguments: argparse.Namespace, recipe: "Recipe", world: "World", load: Callable[[], Any]) -> "Recipe":
+    """Before the model is loaded for good: the tries want its place."""
+    from fewstep.distill.batch_size import Setting, find_batch
+    from fewstep.distill.world import on_first
+
+    if recipe.sharding != "none" and world.size > 1:
+        raise RecipeError("--find-batch tries one process, which cannot tell what split networks take. Leave it out.")
+    cache = _cache(arguments, load, world)
+    gc.collect()
+    setting = Setting(arguments.model or recipe.model or None, cache.folder, world.device, arguments.memory_gb)
+    say = (lambda text: None) if arguments.json else _say
+    found = on_first(world, lambda: find_batch(recipe, setting, say=say))
+    if world.first:
+        say(f"batch = {found.batch}, accumulate = {found.accumulate}")
+    return found
 
 
 def run_folder(out: Path) -> Path:
@@ -80,29 +128,37 @@ def run_folder(out: Path) -> Path:
     return out.with_name(f"{out.name.removesuffix('.safetensors')}.run")
 
 
-def _cache(arguments: argparse.Namespace, model: Any) -> "LatentCache":
-    from fewstep.data.latents import LatentCache, is_cache, write_cache
-    from fewstep.data.pictures import captioned_files, pictures
+def _cache(arguments: argparse.Namespace, load: Callable[[], Any], world: "World") -> "LatentCache":
+    from fewstep.data.latents import LatentCache, is_cache
+    from fewstep.distill.world import on_first
 
     if is_cache(arguments.data):
         return LatentCache(arguments.data)
-    count = len(captioned_files(arguments.data))
     folder = run_folder(arguments.out) / "cache"
+    on_first(world, lambda: _write_cache(arguments, load(), folder))
+    return LatentCache(folder)
+
+
+def _write_cache(arguments: argparse.Namespace, model: Any, folder: Path) -> None:
+    from fewstep.data.latents import write_cache
+    from fewstep.data.pictures import captioned_files, pictures
+
+    count = len(captioned_files(arguments.data))
     for done in write_cache(folder, model, pictures(arguments.data, size_px=model.family.size_px)):
         if not arguments.json:
             _say(f"{done} of {count} pictures encoded into {folder}")
-    return LatentCache(folder)
 
 
 def _train(training: "Run", *, quiet: bool) -> bool:
     """Whether the recipe's last step was reached; False after Ctrl-C, with a checkpoint written."""
     from fewstep.distill.run import save
     from fewstep.distill.trainer import train
+    from fewstep.distill.world import anywhere
 
     with _interruptible() as pressed, _progress(training, quiet) as show:
         for report in train(training):
             show(report)
-            if pressed:
+            if anywhere(training.world, bool(pressed)):
                 save(training)
                 break
     return training.step >= training.recipe.steps

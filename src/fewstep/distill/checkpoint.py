@@ -101,4 +101,3 @@ def checksum(names: list[str], tensor_of: Callable[[str], torch.Tensor], metadat
         total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         total.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
-

@@ -17,6 +17,7 @@ from fewstep.checkpoints.lora import LoraStack, read_lora, write_lora
 from fewstep.checkpoints.save import save_model
 from fewstep.data.seeds import noise_at
 from fewstep.distill.checkpoint import forget
+from fewstep.distill.measured import measured
 from fewstep.distill.report import distance, rms, solve
 from fewstep.distill.run import Run
 from fewstep.distill.students import like
@@ -67,7 +68,7 @@ def finish(run: Run, path: str | Path) -> Result:
     result = _judged(run, path, kept, error)
     shutil.rmtree(path, ignore_errors=True)
     kept.replace(path)
-    (run.folder / "result.json").write_text(json.dumps(asdict(result) | {"path": str(path)}) + "\n")
+    (run.folder / "result.json").write_text(json.dumps(asdict(result) | measured(run) | {"path": str(path)}) + "\n")
     forget(run.folder)
     return result
 

@@ -27,7 +27,19 @@ from fewstep.models.vae import scale_factor
 
 METRICS = "metrics.jsonl"
 _FREE_TO_CHANGE = {
-    *("model", "batch", "checkpointing", "compile", "sharding", "steps", "save_every", "look_every", "look_count", "look_steps", "look_teacher_steps"),
+    *(
+        "model",
+        "batch",
+        "checkpointing",
+        "compile",
+        "sharding",
+        "steps",
+        "save_every",
+        "look_every",
+        "look_count",
+        "look_steps",
+        "look_teacher_steps",
+    ),
     *("sampler", "table", "sampling_steps", "sampling_origin_steps", "sampling_guidance"),
 }
 
@@ -36,7 +48,7 @@ _FREE_TO_CHANGE = {
 class Run:
     """One training run in progress. `step` counts finished optimiser steps; `folder` holds its checkpoint, metrics
     and looks; `size` is the pictures' height and width in pixels; `world` is the processes that train it together;
-    `note` is what a person should hear about how it began.
+    `note` is what a person should hear about how it began; `seconds` is what each step took.
     """
 
     recipe: Recipe
@@ -49,6 +61,7 @@ class Run:
     step: int = 0
     world: World = field(default_factory=World)
     note: str | None = None
+    seconds: list[float] = field(default_factory=list)
     kept: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -84,7 +84,8 @@ def take_step(run: Run) -> StepReport:
     run.student.stepped()
     run.step += 1
     quarters = loss_by_quarter(t_N, next(iter(loss_N.values())), run.model.schedule.count)
-    speed = run.batch * recipe.accumulate / (time.perf_counter() - began)
+    run.seconds.append(time.perf_counter() - began)
+    speed = run.batch * recipe.accumulate / run.seconds[-1]
     return StepReport(run.step, loss, rate, norm, speed, quarters, losses)
 
 
