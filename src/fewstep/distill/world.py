@@ -88,8 +88,12 @@ def joined(*, device: str) -> Iterator[World]:
     except FewstepError as error:
         store.set(_FAILED, f"{type(error).__name__}:{error}")
         raise
-    except RuntimeError as error:
-        raise _elsewhere(store, error) from error
+    except RuntimeError as error:  # of this process's own, or a connection that another one's end broke
+        found = _said_elsewhere(store)
+        if found is None:
+            store.set(_FAILED, f":Another process ended: {type(error).__name__}: {error}")
+            raise
+        raise found from error
 
 
 def on_first(world: World, work: Callable[[], Any]) -> Any:
@@ -165,18 +169,15 @@ def buckets(tensors: Iterable[torch.Tensor], most: int = BUCKET) -> Iterator[lis
         yield found
 
 
-def _elsewhere(store: distributed.Store, error: RuntimeError) -> Exception:
-    """What another process said before the connection to it broke; otherwise the error as it is."""
+def _said_elsewhere(store: distributed.Store) -> FewstepError | None:
+    """What another process said before it ended; it may need a moment to say it."""
     for _ in range(20):
-        try:
-            if store.check([_FAILED]):
-                name, _, sentence = store.get(_FAILED).decode().partition(":")
-                kinds = {kind.__name__: kind for kind in _all_of(FewstepError)}
-                return kinds[name](sentence)
-        except RuntimeError:
-            return error
+        if store.check([_FAILED]):
+            name, _, sentence = store.get(_FAILED).decode().partition(":")
+            kinds = {kind.__name__: kind for kind in _all_of(FewstepError)}
+            return kinds.get(name, FewstepError)(sentence)
         time.sleep(0.1)
-    return error
+    return None
 
 
 def _all_of(kind: type[FewstepError]) -> list[type[FewstepError]]:
