@@ -35,7 +35,8 @@ def spread_over(world: World) -> Callable[[Any], Any]:
     def spread(unet: Any) -> Any:
         for block in [module for module in unet.modules() if type(module).__name__ in BLOCKS]:
             fully_shard(block, mesh=mesh)
-        return fully_shard(unet, mesh=mesh)
+        # What is in no block would stay gathered by default, and an average that is moved would not be heard.
+        return fully_shard(unet, mesh=mesh, reshard_after_forward=True)
 
     return spread
 
