@@ -99,5 +99,5 @@ def checksum(names: list[str], tensor_of: Callable[[str], torch.Tensor], metadat
     for name in sorted(names):
         tensor = tensor_of(name).detach().cpu().contiguous()
         total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

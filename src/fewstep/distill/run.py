@@ -135,20 +135,22 @@ def bring_back(run: Run, name: str) -> None:
 def make_optimiser(recipe: Recipe, student: Student) -> torch.optim.Optimizer:
     """AdamW over the student's groups. Raises RecipeError where 8-bit moments are asked for and cannot be had."""
     groups = [{"params": group} for group in student.groups]
-    how = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimiser == "adamw":
-        return torch.optim.AdamW(groups, **how, fused=True)
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
     device = student.groups[0][0].device.type
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
     except ImportError:
         raise RecipeError(
-            "optimiser = 'adamw8bit' wants the package bitsandbytes, which is not installed. Install it, or set "
-            "optimiser = 'adamw'."
+            "optimiser = 'adamw8bit' wants the package bitsandbytes, which is not installed. Run: pip install "
+            "'fewstep[adam8bit]', or set optimiser = 'adamw'."
         ) from None
-    if device != "cuda":
-        raise RecipeError(f"optimiser = 'adamw8bit' runs on CUDA, not on {device}. Set optimiser = 'adamw'.")
-    return AdamW8bit(groups, **how)
+    if device not in ("cuda", "cpu"):
+        raise RecipeError(f"optimiser = 'adamw8bit' runs on CUDA and CPUs, not on {device}. Set optimiser = 'adamw'.")
+    for value in student.parameters.values():  # it makes them so at its first step, and numbers would depend on when
+        value.data = value.data.contiguous()
+    return AdamW8bit(groups, lr=rate, weight_decay=decay)
 
 
 def check_fit(recipe: Recipe, model: Model, cache: LatentCache) -> None:
@@ -246,7 +248,7 @@ def _load_moments(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
 def _as_moment(tensor: torch.Tensor, value: torch.nn.Parameter) -> torch.Tensor | int:
     if tensor.dtype is torch.int64:  # a step that the optimiser counts as a number of Python's
         return int(tensor)
-    if tensor.shape != value.shape or tensor.dtype is torch.uint8:
+    if tensor.shape != value.shape:
         return tensor.to(value.device)
     # the same memory layout as the weight, so that the fused update adds in the same order
     found = torch.empty_like(value, dtype=tensor.dtype)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
 from fewstep import device as devices
@@ -55,7 +56,8 @@ def world_of(environment: dict[str, str] | None = None) -> World:
     found = os.environ if environment is None else environment
     if "WORLD_SIZE" not in found:
         return World()
-    return World(*(int(found[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    rank, size, local = (int(found[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return World(rank, size, local)
 
 
 def own_device(world: World, asked: str | None) -> str:
@@ -74,10 +76,10 @@ def joined(*, device: str) -> Iterator[World]:
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.set_device(device)
-    store = next(iter(distributed.rendezvous("env://", timeout=_WAIT)))[0]
+    store = next(iter(rendezvous("env://", timeout=_WAIT)))[0]
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        store=distributed.PrefixStore("fewstep", store),
+        store=store,
         rank=world.rank,
         world_size=world.size,
         timeout=_WAIT,
@@ -169,7 +171,7 @@ def buckets(tensors: Iterable[torch.Tensor], most: int = BUCKET) -> Iterator[lis
         yield found
 
 
-def _said_elsewhere(store: distributed.Store) -> FewstepError | None:
+def _said_elsewhere(store: Any) -> FewstepError | None:
     """What another process said before it ended; it may need a moment to say it."""
     for _ in range(20):
         if store.check([_FAILED]):
