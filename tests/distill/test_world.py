@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fewstep.distill.checkpoint import STATE
+from fewstep.distill.checkpoint import STATE, read_state
 from fewstep.distill.recipes import make_recipe
 from fewstep.distill.run import begin, save
 from fewstep.distill.sharding import on_whole
@@ -86,6 +86,7 @@ def test_two_processes_resume_bit_for_bit(cache, tmp_path):
     whole = in_two(LORA, cache, tmp_path / "whole", steps=2)
     parts = in_two(LORA, cache, tmp_path / "parts", steps=1)
     assert parts + in_two(LORA, cache, tmp_path / "parts", resume=True, steps=1) == whole
+    assert read_state(tmp_path / "parts" / STATE)[1]["batch"] == "4"
     one, other = (load_file(tmp_path / name / STATE) for name in ("whole", "parts"))
     assert all(value.equal(other[name]) for name, value in one.items())
 
