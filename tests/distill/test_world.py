@@ -45,8 +45,10 @@ def same(one, other):
     one, other = load_file(one / STATE), load_file(other / STATE)
     assert one.keys() == other.keys()
     for name, value in one.items():
-        # Adam makes steps of gradients that are little but rounding, hence the second term (learning rate: 1e-3)
-        assert (other[name] - value).norm() <= 2e-2 * value.norm() + 2e-5 * value.numel() ** 0.5, name
+        # The moments are means of gradients. Adam makes a whole step even of a gradient that is little but rounding, so
+        # the weights agree less (learning rate: 1e-3), and a factor on all gradients would show in the moments alone.
+        relative, absolute = (1e-2, 1e-8) if name.startswith("adam.") else (0.1, 2e-5)
+        assert (other[name] - value).norm() <= relative * value.norm() + absolute * value.numel() ** 0.5, name
 
 
 def slow(*values, id):
