@@ -3,6 +3,7 @@
 import resource
 import statistics
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,9 @@ def peak_memory(device: torch.device) -> tuple[int, str]:
     """(bytes, of what): the most that tensors took on a GPU, or that the process took of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), "tensors on the GPU"
+    if (status := Path("/proc/self/status")).is_file():  # Linux; its getrusage also counts the process that started it
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024, "the process"
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "the process"
 
