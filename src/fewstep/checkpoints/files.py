@@ -185,6 +185,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         os.close(handle)
         part = Path(name)
         write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # or a machine that loses power could have the new name and not the content
         part.chmod(0o666 & ~_umask())
         part.replace(path)
     except (OSError, SafetensorError) as error:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,10 +109,18 @@ def filters_of(arguments: argparse.Namespace) -> Filters:
     )
 
 
-def open_data(arguments: argparse.Namespace, model: Any, *, folder: Path, quiet: bool) -> Data:
+def open_data(
+    arguments: argparse.Namespace,
+    load: Callable[[], Any],
+    *,
+    folder: Path,
+    quiet: bool,
+    once: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+) -> Data:
     """What `distill --data` names: a cache, or anything that can be encoded, into `folder` or (--stream) on the way.
 
-    Batches are made ahead in a thread. Raises RecipeError.
+    `load` gives the model that encodes; `once` does a piece of work in one of several processes. Batches are made ahead
+    in a thread. Raises RecipeError.
     """
     from fewstep.data.latents import LatentCache, encode, is_cache
     from fewstep.data.prefetch import Prefetched
@@ -120,12 +128,12 @@ def open_data(arguments: argparse.Namespace, model: Any, *, folder: Path, quiet:
 
     if is_cache(arguments.data):
         return Prefetched(LatentCache(arguments.data))
-    source = source_of(arguments, arguments.data)
+    source, model = source_of(arguments, arguments.data), load()
     framing, filters = framing_of(arguments, model.family.size_px), filters_of(arguments)
     if arguments.stream:
         return Prefetched(Stream(source, model, framing, filters=filters, workers=arguments.workers))
     writing = encode(folder, model, source, framing, filters=filters, workers=arguments.workers)
-    _show(writing, folder, quiet=quiet)
+    once(lambda: _show(writing, folder, quiet=quiet))
     return Prefetched(LatentCache(folder))
 
 

@@ -3,18 +3,24 @@ result is.
 """
 
 import argparse
+import gc
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.data import WHERE, add_options, open_data
+from fewstep.errors import RecipeError
 
 if TYPE_CHECKING:
+    from fewstep.data.latents import Data
+    from fewstep.distill.recipes import Recipe
     from fewstep.distill.run import Run
+    from fewstep.distill.world import World
 
 
 def register(subparsers: Any) -> None:
@@ -49,6 +55,12 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--device", help="cpu, cuda or mps")
+    parser.add_argument(
+        "--find-batch",
+        action="store_true",
+        help="first find the largest batch that fits, and keep the samples of a step by more forward passes",
+    )
+    parser.add_argument("--memory-gb", type=float, metavar="GB", help="memory that --find-batch may use")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of progress")
     parser.set_defaults(run=run)
 
@@ -57,28 +69,79 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, write, judge; returns the exit code (0 finished, 130 interrupted; a refused student raises QualityError,
     3).
     """
-    from fewstep.checkpoints.load import load_model
-    from fewstep.distill.facts import command
-    from fewstep.distill.finish import finish
-    from fewstep.distill.history import resume_command
     from fewstep.distill.recipes import read_recipe
-    from fewstep.distill.run import begin
+    from fewstep.distill.world import joined, own_device, world_of
 
     log = [] if arguments.log is None else [f"log={arguments.log}"]
     recipe = read_recipe(arguments.recipe, overrides=[*arguments.overrides, *log])
-    model = load_model(arguments.model or recipe.model or None, device=arguments.device, dtype="fp32")
-    cache = open_data(arguments, model, folder=run_folder(arguments.out) / "cache", quiet=arguments.json)
-    training = begin(recipe, model, cache, folder=run_folder(arguments.out), resume=arguments.resume)
-    if not _train(training, quiet=arguments.json):
-        _say(f"\nStopped after step {training.step} of {recipe.steps}; everything is kept in {training.folder}.")
-        _say(f"To go on:\n  {resume_command(command())}")
+    with joined(device=own_device(world_of(), arguments.device)) as world:
+        return _distil(arguments, recipe, world)
+
+
+def _distil(arguments: argparse.Namespace, recipe: "Recipe", world: "World") -> int:
+    from fewstep.checkpoints.load import load_model
+    from fewstep.distill.finish import finish
+    from fewstep.distill.run import begin
+    from fewstep.distill.sharding import on_whole
+
+    split = world.size > 1 and recipe.sharding != "none"  # then a network never stands whole on its device
+    device, quiet = "cpu" if split else world.device, arguments.json or not world.first
+    load = partial(load_model, arguments.model or recipe.model or None, device=device, dtype="fp32")
+    if arguments.find_batch:
+        recipe = _found_batch(arguments, recipe, world, load)
+    model = load()
+    data = _data(arguments, lambda: model, world)
+    training = begin(recipe, model, data, folder=run_folder(arguments.out), resume=arguments.resume, world=world)
+    if training.note and world.first:
+        _say(training.note)
+    finished = _train(training, quiet=quiet)
+    if world.first:
+        _say_how_it_ended(training, finished)
+    if not finished:
         return 130
-    if training.step < recipe.steps:
-        _say(f"No better {recipe.keep_best} in {recipe.patience} looks: ended after step {training.step}.")
-    result = finish(training, arguments.out)
-    facts = {name: str(value) if isinstance(value, Path) else value for name, value in vars(result).items()}
-    print(json.dumps(facts) if arguments.json else _sentence(facts))
+    result = on_whole(training, lambda whole: finish(whole, arguments.out))
+    if world.first:
+        _show_result(training, vars(result), as_json=arguments.json)
     return 0
+
+
+def _say_how_it_ended(training: "Run", finished: bool) -> None:
+    from fewstep.distill.facts import command
+    from fewstep.distill.history import resume_command
+
+    step, recipe = training.step, training.recipe
+    if not finished:
+        _say(f"\nStopped after step {step} of {recipe.steps}; everything is kept in {training.folder}.")
+        _say(f"To go on:\n  {resume_command(command())}")
+    elif step < recipe.steps:
+        _say(f"No better {recipe.keep_best} in {recipe.patience} looks: ended after step {step}.")
+
+
+def _show_result(training: "Run", result: dict[str, Any], *, as_json: bool) -> None:
+    from fewstep.distill.measured import facts_sentence, measured
+
+    facts = {name: str(value) if isinstance(value, Path) else value for name, value in result.items()}
+    taken = measured(training)
+    print(json.dumps(facts | taken) if as_json else f"{_sentence(facts)} {facts_sentence(taken)}")
+
+
+def _found_batch(arguments: argparse.Namespace, recipe: "Recipe", world: "World", load: Callable[[], Any]) -> "Recipe":
+    """Before the model is loaded for good: the tries want its place."""
+    from fewstep.distill.batch_size import Setting, find_batch
+    from fewstep.distill.world import on_first
+
+    if recipe.sharding != "none" and world.size > 1:
+        raise RecipeError("--find-batch tries one process, which cannot tell what split networks take. Leave it out.")
+    if arguments.stream:
+        raise RecipeError("--find-batch tries batches of a cache, which a stream has none of. Leave one of them out.")
+    folder = _data(arguments, load, world).folder
+    gc.collect()
+    setting = Setting(arguments.model or recipe.model or None, folder, world.device, arguments.memory_gb)
+    say = (lambda text: None) if arguments.json else _say
+    found = on_first(world, lambda: find_batch(recipe, setting, say=say))
+    if world.first:
+        say(f"batch = {found.batch}, accumulate = {found.accumulate}")
+    return found
 
 
 def run_folder(out: Path) -> Path:
@@ -90,16 +153,24 @@ def run_folder(out: Path) -> Path:
     return out.with_name(f"{out.name.removesuffix('.safetensors')}.run")
 
 
+def _data(arguments: argparse.Namespace, load: Callable[[], Any], world: "World") -> "Data":
+    from fewstep.distill.world import on_first
+
+    folder, quiet = run_folder(arguments.out) / "cache", arguments.json or not world.first
+    return open_data(arguments, load, folder=folder, quiet=quiet, once=partial(on_first, world))
+
+
 def _train(training: "Run", *, quiet: bool) -> bool:
     """Whether training came to its end; False after Ctrl-C, with a checkpoint written."""
     from fewstep.cli.progress import progress
     from fewstep.distill.run import save
     from fewstep.distill.trainer import train
+    from fewstep.distill.world import anywhere
 
     with _interruptible() as pressed, progress(training, quiet=quiet) as show, closing(train(training)) as reports:
         for report in reports:
             show(report)
-            if pressed and report.step < training.recipe.steps:
+            if anywhere(training.world, bool(pressed)) and report.step < training.recipe.steps:
                 save(training)
                 return False
     return True

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from fewstep.checkpoints.files import read_header, read_tensors, write_safetensors
+from fewstep.checkpoints.files import read_header, read_tensors
+from fewstep.distill.checkpoint import damage_of, write_summed
 from fewstep.distill.history import BEST, read_rows
 from fewstep.distill.recipes import keep_best_of
 from fewstep.distill.run import Run
+from fewstep.distill.sharding import gathered
+from fewstep.distill.world import on_first
 from fewstep.errors import CheckpointError, RecipeError
 
 HIGHER_IS_BETTER = ("recognised",)
@@ -70,18 +73,21 @@ def forget_best(run: Run) -> None:
 
 
 def keep_if_best(run: Run, row: dict[str, Any]) -> bool:
-    """Keep the weights as they are now if this look's figure is the best so far; returns whether it was."""
+    """Keep the weights as they are now if this look's figure is the best so far; returns whether it was. All processes
+    call it together.
+    """
     kept = keep_best_of(run.recipe)
-    if kept is None:
+    if kept is None or not on_first(run.world, lambda: _improves(run, row, kept)):
         return False
-    new, old = figure_of(row, kept), best_of(run)
-    if not run.step:
-        return False
-    if not (isfinite(new) if old is None else is_better(new, old.value, kept[0])):
-        return False
-    said = {"step": str(run.step), "value": repr(new), "by": run.recipe.keep_best}
-    write_safetensors(run.folder / BEST, run.student.tensors(), said)
+    said = {"step": str(run.step), "value": repr(figure_of(row, kept)), "by": run.recipe.keep_best}
+    tensors = gathered(run.student.tensors(), keep=run.world.first)
+    on_first(run.world, lambda: write_summed(run.folder / BEST, tensors, said))
     return True
+
+
+def _improves(run: Run, row: dict[str, Any], kept: tuple[str, int]) -> bool:
+    new, old = figure_of(row, kept), best_of(run)
+    return run.step > 0 and (isfinite(new) if old is None else is_better(new, old.value, kept[0]))
 
 
 def out_of_patience(run: Run) -> bool:
@@ -101,6 +107,8 @@ def take_best(run: Run) -> Best | None:
     best = best_of(run) if run.recipe.keep_best else None
     if best is None:
         return None
+    if fault := damage_of(run.folder / BEST):
+        raise CheckpointError(f"The best weights '{run.folder / BEST}' are damaged ({fault}). Delete the file.")
     try:
         run.student.load(read_tensors(run.folder / BEST))
     except (KeyError, RuntimeError) as error:

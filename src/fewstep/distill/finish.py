@@ -20,10 +20,12 @@ from fewstep.checkpoints.lora import LoraStack, read_lora, write_lora
 from fewstep.checkpoints.save import save_model
 from fewstep.data.seeds import noise_at, seed_at
 from fewstep.distill.best import Best, take_best
+from fewstep.distill.checkpoint import forget
 from fewstep.distill.history import BEST, RESULT
+from fewstep.distill.measured import measured
 from fewstep.distill.page import write_report
 from fewstep.distill.report import distance, rms, solve
-from fewstep.distill.run import STATE, Run
+from fewstep.distill.run import Run
 from fewstep.distill.students import like
 from fewstep.errors import OutputError, QualityError
 from fewstep.models.lora_layers import lora_state
@@ -77,9 +79,9 @@ def finish(run: Run, path: str | Path) -> Result:
         raise
     shutil.rmtree(path, ignore_errors=True)
     kept.replace(path)
-    _conclude(run, asdict(result) | {"path": str(path)})
-    for spent in (STATE, BEST):
-        (run.folder / spent).unlink(missing_ok=True)
+    _conclude(run, asdict(result) | measured(run) | {"path": str(path)})
+    forget(run.folder)
+    (run.folder / BEST).unlink(missing_ok=True)
     return result
 
 

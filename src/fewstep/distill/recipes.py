@@ -61,16 +61,19 @@ class Recipe:
     adversarial: float = _value(0.0, "weight of the adversarial loss; 0: no critic", least=0)
     rival_rate: float = _value(1.0, "learning rate of critic and fake network, over the student's", least=0)
     steps: int = _value(1000, "optimiser steps", least=1)
-    batch: int = _value(12, "items in one forward pass", least=1)
+    batch: int = _value(12, "items in one forward pass of one process", least=1)
     accumulate: int = _value(1, "forward passes to one optimiser step", least=1)
     learning_rate: float = _value(1e-4, "greatest learning rate", least=0)
     warmup: int = _value(0, "steps over which the learning rate rises from 0", least=0)
     decay: str = _value("constant", "course of the learning rate after the warm-up", choices=("constant", "cosine"))
+    optimiser: str = _value("adamw", "AdamW, or with 8-bit moments (bitsandbytes)", choices=("adamw", "adamw8bit"))
     weight_decay: float = _value(0.0, "AdamW's weight decay", least=0)
     clip: float = _value(1.0, "greatest norm of the gradient", least=1e-12)
     empty_captions: float = _value(0.0, "share of items trained with the empty prompt", least=0, most=1)
     precision: str = _value("float32", "format the networks compute in", choices=("float32", "bfloat16"))
     checkpointing: bool = _value(False, "recompute activations to save memory")
+    compile: bool = _value(False, "compile the networks (torch.compile): a slow start, faster steps")
+    sharding: str = _value("none", "split the networks among several processes", choices=("none", "fsdp2"))
     seed: int = _value(0, "seed of every draw", least=0)
     save_every: int = _value(500, "steps between checkpoints", least=1)
     look_every: int = _value(500, "steps between sample grids and distances; 0 means never", least=0)
@@ -146,6 +149,12 @@ def make_recipe(values: Mapping[str, Any]) -> Recipe:
         )
     if recipe.objective == "scm" and recipe.adversarial:
         raise RecipeError("objective = 'scm' takes no critic: nothing lands. Set adversarial = 0.")
+    if recipe.adversarial and recipe.compile:
+        raise RecipeError("A critic looks inside the network, which a compiled one hides. Set compile = false.")
+    if recipe.start and recipe.student == "lora" and recipe.sharding != "none":
+        raise RecipeError("LoRA layers that are split among processes cannot start from a file. Set sharding = 'none'.")
+    if recipe.optimiser == "adamw8bit" and recipe.sharding != "none":
+        raise RecipeError("AdamW with 8-bit moments cannot split them. Set optimiser = 'adamw', or sharding = 'none'.")
     if recipe.w_min > recipe.w_max:
         raise RecipeError(
             f"w_min = {recipe.w_min} is above w_max = {recipe.w_max}. Swap them, or make them equal for a fixed w."

@@ -1,6 +1,7 @@
 """A training run and its checkpoint: student, optimiser, averages and step number, in one safetensors file.
 
-There is nothing else to keep: every random number of a step is made from (seed, step).
+There is nothing else to keep: every random number of a step, and the place in the data, is made from (seed, step) and
+the number of items that all processes together take in one forward pass.
 """
 
 import json
@@ -10,34 +11,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from fewstep.checkpoints.files import write_safetensors
 from fewstep.checkpoints.load import Model, load_model
 from fewstep.checkpoints.lora import read_lora
 from fewstep.data.latents import Data
+from fewstep.distill.checkpoint import STATE, is_state, read_state, settle, write_state
 from fewstep.distill.history import METRICS
 from fewstep.distill.objectives import objective_named
 from fewstep.distill.recipes import Recipe, recipe_text
+from fewstep.distill.sharding import gathered, put, spread_over
 from fewstep.distill.students import STUDENTS, Student
 from fewstep.distill.times import grid
+from fewstep.distill.world import World, on_first, same_start
 from fewstep.errors import RecipeError
 from fewstep.models.lora_layers import start_lora
 from fewstep.models.vae import scale_factor
 
-STATE = "state.safetensors"
 _FREE_TO_CHANGE = {
-    *("model", "steps", "save_every", "look_every", "look_count", "look_steps", "look_teacher_steps"),
+    *(
+        "model",
+        "batch",
+        "checkpointing",
+        "compile",
+        "sharding",
+        "steps",
+        "save_every",
+        "look_every",
+        "look_count",
+        "look_steps",
+        "look_teacher_steps",
+    ),
     *("sampler", "table", "sampling_steps", "sampling_origin_steps", "sampling_guidance"),
     *("look_judge", "keep_best", "patience", "log"),
 }
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class Run:
     """One training run in progress. `step` counts finished optimiser steps; `folder` holds its checkpoint, metrics
-    and looks; `size` is the pictures' height and width in pixels.
+    and looks; `size` is the pictures' height and width in pixels; `world` is the processes that train it together;
+    `note` is what a person should hear about how it began; `seconds` is what each step took.
     """
 
     recipe: Recipe
@@ -48,6 +61,9 @@ class Run:
     optimiser: torch.optim.Optimizer
     size: tuple[int, int]
     step: int = 0
+    world: World = field(default_factory=World)
+    note: str | None = None
+    seconds: list[float] = field(default_factory=list)
     kept: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -55,48 +71,71 @@ class Run:
         """Where the networks are."""
         return next(iter(self.student.parameters.values())).device
 
+    @property
+    def batch(self) -> int:
+        """Items of one forward pass, in all processes together."""
+        return self.recipe.batch * self.world.size
 
-def begin(recipe: Recipe, model: Model, cache: Data, *, folder: str | Path, resume: bool = False) -> Run:
-    """Set a run up, or with `resume` put it back where its checkpoint left it. The model's UNet is changed in place.
+
+def begin(
+    recipe: Recipe,
+    model: Model,
+    cache: Data,
+    *,
+    folder: str | Path,
+    resume: bool = False,
+    world: World | None = None,
+) -> Run:
+    """Set a run up, or with `resume` put it back where its newest whole checkpoint left it. The model's UNet is changed
+    in place.
 
     Raises RecipeError when cache, model and recipe do not fit, when there is nothing to resume, or when an unfinished
     run is in the way.
     """
-    folder = Path(folder)
+    folder, world = Path(folder), world or World()
     check_fit(recipe, model, cache)
-    _check_place(folder, resume)
+    note = on_first(world, lambda: _check_place(folder, resume))
     factor = scale_factor(model.vae)
     size = (cache.shape[1] * factor, cache.shape[2] * factor)
-    student = STUDENTS[recipe.student](model.unet, recipe, size=size)
-    optimiser = torch.optim.AdamW(
-        [{"params": group} for group in student.groups],
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    run = Run(recipe, model, cache, folder, student, optimiser, size)
-    folder.mkdir(parents=True, exist_ok=True)
+    spread = spread_over(world) if recipe.sharding == "fsdp2" and world.size > 1 else None
+    student = STUDENTS[recipe.student](model.unet, recipe, size=size, spread=spread)
+    optimiser = make_optimiser(recipe, student)
+    run = Run(recipe, model, cache, folder, student, optimiser, size, world=world, note=note)
     if resume:
-        _load(run)
+        _load(run, folder / STATE)
     elif recipe.start:
         _start(run)
-    (folder / "recipe.toml").write_text(recipe_text(recipe))
-    _cut_metrics(run)
+    if spread is None:
+        same_start(world, student.parameters.values())
+    on_first(world, lambda: _prepare_folder(run))
     return run
 
 
 def save(run: Run) -> Path:
-    """Write the checkpoint, replacing the last one only when the new one is whole."""
-    tensors = {f"student.{name}": value for name, value in run.student.tensors().items()}
-    for name, value in run.student.parameters.items():
-        state = run.optimiser.state.get(value, {})
-        tensors |= {f"adam.{moment}.{name}": state[moment] for moment in _MOMENTS if moment in state}
-    metadata = {"step": str(run.step), "recipe": json.dumps(asdict(run.recipe)), "data": run.cache.fingerprint}
-    metadata["position"] = json.dumps(run.cache.position())
-    write_safetensors(
-        run.folder / STATE, {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata
-    )
-    return run.folder / STATE
+    """Write the checkpoint, replacing the last one only when the new one is whole; all processes call it together."""
+    contents = _contents(run)
+    return on_first(run.world, lambda: write_state(run.folder, *contents))
+
+
+def make_optimiser(recipe: Recipe, student: Student) -> torch.optim.Optimizer:
+    """AdamW over the student's groups. Raises RecipeError where 8-bit moments are asked for and cannot be had."""
+    groups = [{"params": group} for group in student.groups]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
+    device = student.groups[0][0].device.type
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit
+    except ImportError:
+        raise RecipeError(
+            "optimiser = 'adamw8bit' wants the package bitsandbytes, which is not installed. Run: pip install "
+            "'fewstep[adam8bit]', or set optimiser = 'adamw'."
+        ) from None
+    if device not in ("cuda", "cpu"):
+        raise RecipeError(f"optimiser = 'adamw8bit' runs on CUDA and CPUs, not on {device}. Set optimiser = 'adamw'.")
+    for value in student.parameters.values():  # it makes them so at its first step, and numbers would depend on when
+        value.data = value.data.contiguous()
+    return AdamW8bit(groups, lr=rate, weight_decay=decay)
 
 
 def check_fit(recipe: Recipe, model: Model, cache: Data) -> None:
@@ -129,12 +168,34 @@ def check_fit(recipe: Recipe, model: Model, cache: Data) -> None:
         )
 
 
-def _check_place(folder: Path, resume: bool) -> None:
-    found = (folder / STATE).is_file()
-    if resume and not found:
-        raise RecipeError(f"There is no checkpoint in '{folder}' to resume. Leave --resume out to begin.")
-    if found and not resume:
+def _check_place(folder: Path, resume: bool) -> str | None:
+    if resume:
+        return settle(folder)
+    if is_state(folder):
         raise RecipeError(f"'{folder}' holds an unfinished run. Add --resume to go on with it, or delete the folder.")
+    return None
+
+
+def _prepare_folder(run: Run) -> None:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "recipe.toml").write_text(recipe_text(run.recipe))
+    _cut_metrics(run)
+
+
+def _contents(run: Run) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    tensors = {f"student.{name}": value for name, value in run.student.tensors().items()}
+    for name, value in run.student.parameters.items():
+        for moment, found in run.optimiser.state.get(value, {}).items():
+            tensors[f"adam.{moment}.{name}"] = torch.as_tensor(found)
+    metadata = {
+        "step": str(run.step),
+        "forward": str(run.step * run.recipe.accumulate),
+        "batch": str(run.batch),
+        "recipe": json.dumps(asdict(run.recipe)),
+        "data": run.cache.fingerprint,
+        "position": json.dumps(run.cache.position()),
+    }
+    return gathered(tensors, keep=run.world.first), metadata
 
 
 def _start(run: Run) -> None:
@@ -155,14 +216,8 @@ def _start(run: Run) -> None:
     )
 
 
-def _load(run: Run) -> None:
-    path = run.folder / STATE
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise RecipeError(f"The checkpoint '{path}' cannot be read ({error}). Delete it and begin again.") from error
+def _load(run: Run, path: Path) -> None:
+    tensors, metadata = read_state(path)
     _check_same(run, metadata)
     run.step = int(metadata["step"])
     run.cache.seek(json.loads(metadata.get("position", "{}")))
@@ -173,24 +228,42 @@ def _load(run: Run) -> None:
 
 
 def _load_moments(run: Run, tensors: Mapping[str, torch.Tensor]) -> None:
+    of: dict[str, dict[str, torch.Tensor]] = {name: {} for name in run.student.parameters}
+    for key, tensor in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind == "adam":
+            moment, _, name = rest.partition(".")
+            of[name][moment] = tensor
     for name, value in run.student.parameters.items():
-        state = {moment: tensors.get(f"adam.{moment}.{name}") for moment in _MOMENTS}
-        # the same memory layout as the weight, so that the fused update adds in the same order
-        run.optimiser.state[value] |= {
-            moment: tensor.to(value.device) if moment == "step" else torch.empty_like(value).copy_(tensor)
-            for moment, tensor in state.items()
-            if tensor is not None
-        }
+        run.optimiser.state[value] = {moment: _as_moment(tensor, value) for moment, tensor in of[name].items()}
+
+
+def _as_moment(tensor: torch.Tensor, value: torch.nn.Parameter) -> torch.Tensor | int:
+    if tensor.dtype is torch.int64:  # a step that the optimiser counts as a number of Python's
+        return int(tensor)
+    if tensor.shape != value.shape:
+        return tensor.to(value.device)
+    # the same memory layout as the weight, so that the fused update adds in the same order
+    found = torch.empty_like(value, dtype=tensor.dtype)
+    put(found, tensor)
+    return found
 
 
 def _check_same(run: Run, metadata: Mapping[str, str]) -> None:
-    before, now = json.loads(metadata["recipe"]), json.loads(json.dumps(asdict(run.recipe)))
-    changed = [key for key in now if key not in _FREE_TO_CHANGE and before.get(key) != now[key]]
+    before = asdict(Recipe()) | json.loads(metadata["recipe"])  # an older one lacks the newer keys
+    now = json.loads(json.dumps(asdict(run.recipe)))
+    changed = [key for key in now if key not in _FREE_TO_CHANGE and before[key] != now[key]]
     if changed:
         key = changed[0]
         raise RecipeError(
-            f"The checkpoint was made with {key} = {before.get(key)}, the recipe now says {now[key]}. Put it back, "
+            f"The checkpoint was made with {key} = {before[key]}, the recipe now says {now[key]}. Put it back, "
             f"or begin anew."
+        )
+    batch = int(metadata.get("batch", before["batch"]))
+    if batch != run.batch:
+        raise RecipeError(
+            f"The checkpoint was made with {batch} items in a forward pass of all processes together; now it would be "
+            f"{run.world.size} x batch = {run.recipe.batch}. Set batch so that the product is {batch}, or begin anew."
         )
     if metadata["data"] != run.cache.fingerprint:
         raise RecipeError(

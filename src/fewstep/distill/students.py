@@ -19,12 +19,16 @@ import torch
 from fewstep.distill.adversarial import Critic
 from fewstep.distill.objectives import objective_named
 from fewstep.distill.recipes import Recipe
+from fewstep.distill.sharding import put
 from fewstep.distill.terms import Networks
 from fewstep.errors import RecipeError
 from fewstep.models.critic import Heads, block_features, block_widths
-from fewstep.models.lora_layers import ADAPTER, FAKE, add_lora, base_only, only
+from fewstep.models.lora_layers import ADAPTER, FAKE, add_lora, base_only, only, recomputed
 from fewstep.models.text import Text
 from fewstep.models.unet import predict
+
+Spread = Callable[[Any], Any]
+"""Splits a network among the processes, in place; see `sharding.py`."""
 
 Rival = Callable[[torch.Tensor, torch.Tensor, Text], torch.Tensor]
 """The network that learns what the student draws: (z_BCHW, t_B, text) -> output, with gradient."""
@@ -36,6 +40,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Student(Protocol):
     """What the trainer, the looks and the writer need of a student."""
 
+    kind: type
     unet: Any
     teacher_unet: Any
     parameters: dict[str, torch.nn.Parameter]
@@ -79,19 +84,20 @@ class Student(Protocol):
 class LoraStudent:
     """Adapters on the model's own UNet, which is changed in place: they stay injected after the run."""
 
-    def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int]) -> None:
+    def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int], spread: Spread | None = None) -> None:
         """`size` is the picture's height and width in pixels."""
+        self.kind = type(unet)
         self.unet = self.teacher_unet = unet.requires_grad_(False)
         rival = objective_named(recipe.objective).fake
         adapters = (ADAPTER, FAKE) if rival else (ADAPTER,)
         add_lora(unet, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed, adapters=adapters)
+        _prepare(unet, recipe, spread)
         self.parameters = {name: value for name, value in unet.named_parameters() if value.requires_grad}
         self.groups = [
             [value for name, value in self.parameters.items() if f".{adapter}." in name] for adapter in adapters
         ]
         self.fake: Rival | None = self._fake if rival else None
         self.heads = _add_heads(self, recipe)
-        _prepare(unet, recipe)
         self._features = _caller(recipe, size, block_features)
         self._predict = _predictor(recipe, size)
 
@@ -131,7 +137,7 @@ class LoraStudent:
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put the adapters back."""
         for name, value in self.parameters.items():
-            value.copy_(tensors[name])
+            put(value, tensors[name])
 
     def start(self, unet: Any) -> None:
         """LoRA layers cannot become a whole UNet. Raises RecipeError."""
@@ -141,8 +147,9 @@ class LoraStudent:
 class FullStudent:
     """A whole UNet that is told w, with a moving average as its target."""
 
-    def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int]) -> None:
+    def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int], spread: Spread | None = None) -> None:
         """`size` is the picture's height and width in pixels."""
+        self.kind = type(unet)
         if objective_named(recipe.objective).fake:
             raise RecipeError(
                 f"objective = '{recipe.objective}' trains two networks on one base, which only LoRA layers can share. "
@@ -152,11 +159,11 @@ class FullStudent:
         self.teacher_unet = unet.requires_grad_(False)
         self.student_unet = with_guidance_embedding(unet, recipe.guidance_embedding)
         self.unet = copy.deepcopy(self.student_unet).requires_grad_(False)
+        for network in (self.teacher_unet, self.student_unet, self.unet):
+            _prepare(network, recipe, spread)
         self.parameters = dict(self.student_unet.named_parameters())
         self.groups = [list(self.parameters.values())]
         self.heads = _add_heads(self, recipe)
-        for network in (self.teacher_unet, self.student_unet, self.unet):
-            _prepare(network, recipe)
         self._decay = recipe.ema
         self._embedded = recipe.guidance_embedding > 0
         self._features = _caller(recipe, size, block_features)
@@ -195,16 +202,19 @@ class FullStudent:
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Put the student and its average back."""
         for name, value in self.unet.named_parameters():
-            value.copy_(tensors[f"average.{name}"])
+            put(value, tensors[f"average.{name}"])
         for name, value in self.parameters.items():
-            value.copy_(tensors[name])
+            put(value, tensors[name])
 
     def start(self, unet: Any) -> None:
         """Begin as this UNet; one without a guidance embedding leaves the student's at zero. Raises RecipeError."""
-        for network in (self.student_unet, self.unet):
-            found = network.load_state_dict(unet.state_dict(), strict=False)
-            if found.unexpected_keys or set(found.missing_keys) - {GUIDANCE_KEY}:
-                raise RecipeError("The model to start from has other layers than the teacher. Use one made from it.")
+        given, averages = unet.state_dict(), dict(self.unet.named_parameters())
+        same = all(name in averages and averages[name].shape == value.shape for name, value in given.items())
+        if not same or set(averages) - set(given) - {GUIDANCE_KEY}:
+            raise RecipeError("The model to start from has other layers than the teacher. Use one made from it.")
+        for name, value in given.items():
+            put(averages[name], value)
+            put(self.parameters[name], value)
 
 
 STUDENTS: dict[str, type[LoraStudent] | type[FullStudent]] = {"lora": LoraStudent, "full": FullStudent}
@@ -275,10 +285,16 @@ def _add_heads(student: "LoraStudent | FullStudent", recipe: Recipe) -> Heads | 
     return heads
 
 
-def _prepare(unet: Any, recipe: Recipe) -> None:
-    unet.eval().to(memory_format=torch.channels_last)
+def _prepare(unet: Any, recipe: Recipe, spread: Spread | None) -> None:
+    unet.eval()
+    if spread is None:
+        unet.to(memory_format=torch.channels_last)
+    else:
+        spread(unet)  # which wants its weights contiguous
     if recipe.checkpointing:
-        unet.enable_gradient_checkpointing()
+        unet.enable_gradient_checkpointing(recomputed)
+    if recipe.compile:
+        unet.compile(dynamic=False)
 
 
 def _predictor(recipe: Recipe, size: tuple[int, int]) -> Callable[..., torch.Tensor]:

@@ -19,9 +19,12 @@ from fewstep.distill.page import write_report
 from fewstep.distill.recipes import learning_rate_at
 from fewstep.distill.report import look
 from fewstep.distill.run import Run, save
+from fewstep.distill.sharding import on_whole, whole
 from fewstep.distill.students import choose, networks
 from fewstep.distill.terms import Draw, distance_named
+from fewstep.distill.times import Times
 from fewstep.distill.watch import waited, waiting, watched
+from fewstep.distill.world import average_gradients, on_first, together_N
 from fewstep.errors import QualityError
 from fewstep.models.text import Text
 
@@ -51,21 +54,18 @@ def train(run: Run) -> Generator[StepReport]:
     Raises QualityError when the loss is no longer finite.
     """
     recipe = run.recipe
-    write_facts(run)
-    (run.folder / RESULT).unlink(missing_ok=True)
+    on_first(run.world, lambda: _open(run))
     with watched(run) as record:
-        if run.step == 0:
-            forget_best(run)
-            if recipe.look_every:
-                _look(run, record)
-        stopped = out_of_patience(run)
+        if run.step == 0 and recipe.look_every:
+            _look(run, record)
+        stopped = on_first(run.world, lambda: out_of_patience(run))
         while run.step < recipe.steps and not stopped:
             report = _timed_step(run)
             record(asdict(report))
             last = run.step == recipe.steps
             if recipe.look_every and (last or run.step % recipe.look_every == 0):
                 _look(run, record)
-                stopped = out_of_patience(run)
+                stopped = on_first(run.world, lambda: out_of_patience(run))
             if last or stopped or run.step % recipe.save_every == 0:
                 save(run)
             yield report
@@ -79,9 +79,10 @@ def take_step(run: Run) -> StepReport:
         group["lr"] = rate * (recipe.rival_rate if place else 1)
     run.optimiser.zero_grad(set_to_none=True)
     parts = [_backward(run, run.step * recipe.accumulate + place) for place in range(recipe.accumulate)]
-    norms = [float(clip_gradients(group, recipe.clip)) for group in run.student.groups]
-    norm, t_N = norms[0], torch.cat([t_B for t_B, _ in parts])
-    loss_N = {name: torch.cat([found[name] for _, found in parts]) for name in parts[0][1]}
+    average_gradients(run.world, run.student.parameters.values())
+    norms = [float(whole(clip_gradients(group, recipe.clip))) for group in run.student.groups]
+    norm, t_N = norms[0], together_N(run.world, torch.cat([t_B for t_B, _ in parts]))
+    loss_N = {name: together_N(run.world, torch.cat([found[name] for _, found in parts])) for name in parts[0][1]}
     losses = {name: float(values.mean()) for name, values in loss_N.items()}
     loss = sum(losses.values())
     if not (loss == loss and abs(loss) < float("inf") and all(norm == norm for norm in norms)):
@@ -93,7 +94,8 @@ def take_step(run: Run) -> StepReport:
     run.student.stepped()
     run.step += 1
     quarters = loss_by_quarter(t_N, next(iter(loss_N.values())), run.model.schedule.count)
-    speed = recipe.batch * recipe.accumulate / (time.perf_counter() - began)
+    run.seconds.append(time.perf_counter() - began)
+    speed = run.batch * recipe.accumulate / run.seconds[-1]
     return StepReport(run.step, loss, rate, norm, speed, quarters, losses)
 
 
@@ -105,27 +107,31 @@ def clip_gradients(parameters: list[torch.nn.Parameter], limit: float) -> torch.
 
 
 def draw(run: Run, place: int) -> tuple[Draw, Text]:
-    """The items of forward pass `place` (from 0) with their noise, timesteps, w and text: a function of (seed,
-    place).
+    """This process's items of forward pass `place` (from 0) with their noise, timesteps, w and text.
+
+    What all processes together see is a function of (seed, place) and the number of items, and not of how many
+    processes share them: everything random is drawn for all, and each takes its rows.
     """
-    recipe = run.recipe
+    recipe, world = run.recipe, run.world
+    mine = slice(world.rank * recipe.batch, (world.rank + 1) * recipe.batch)
     with waiting(run):
-        batch = run.cache.batch(recipe.seed, place, size=recipe.batch)
+        batch = run.cache.batch(recipe.seed, place, size=recipe.batch, rank=world.rank, world=world.size)
     generator = generator_at(recipe.seed, place, "draw")
-    times = objective_named(recipe.objective).times(recipe, run.model.schedule.count, generator)
-    noise_BCHW, again_BCHW = (torch.randn(batch.z0_BCHW.shape, generator=generator) for _ in range(2))
-    w_B = recipe.w_min + (recipe.w_max - recipe.w_min) * torch.rand(recipe.batch, generator=generator)
-    empty_B = torch.rand(recipe.batch, generator=generator) < recipe.empty_captions
-    chance_B = torch.rand(recipe.batch, generator=generator)
+    count, shape = run.model.schedule.count, (run.batch, *batch.z0_BCHW.shape[1:])
+    times = objective_named(recipe.objective).times(replace(recipe, batch=run.batch), count, generator)
+    noise_BCHW, again_BCHW = (torch.randn(shape, generator=generator) for _ in range(2))
+    w_B = recipe.w_min + (recipe.w_max - recipe.w_min) * torch.rand(run.batch, generator=generator)
+    empty_B = torch.rand(run.batch, generator=generator) < recipe.empty_captions
+    chance_B = torch.rand(run.batch, generator=generator)
     drawn = Draw(
         batch.z0_BCHW.to(run.device),
-        noise_BCHW.to(run.device),
-        again_BCHW.to(run.device),
-        times.to(run.device),
-        w_B.to(run.device),
-        chance_B.to(run.device),
+        noise_BCHW[mine].to(run.device),
+        again_BCHW[mine].to(run.device),
+        Times(times.t_B[mine], times.t_next_B[mine], times.s_B[mine], times.path).to(run.device),
+        w_B[mine].to(run.device),
+        chance_B[mine].to(run.device),
     )
-    return drawn, choose(empty_B, run.cache.empty, batch.text).to(run.device)
+    return drawn, choose(empty_B[mine], run.cache.empty, batch.text).to(run.device)
 
 
 def loss_by_quarter(t_N: torch.Tensor, loss_N: torch.Tensor, count: int) -> tuple[float | None, ...]:
@@ -148,6 +154,13 @@ def _backward(run: Run, place: int) -> tuple[torch.Tensor, dict[str, torch.Tenso
     return drawn.times.t_B.cpu(), {name: loss_B.detach().cpu() for name, loss_B in losses.items()}
 
 
+def _open(run: Run) -> None:
+    write_facts(run)
+    (run.folder / RESULT).unlink(missing_ok=True)
+    if run.step == 0:
+        forget_best(run)
+
+
 def _timed_step(run: Run) -> StepReport:
     waited(run)
     began = time.perf_counter()
@@ -156,6 +169,6 @@ def _timed_step(run: Run) -> StepReport:
 
 
 def _look(run: Run, record: Callable[[Row], None]) -> None:
-    row = look(run)
+    row = on_whole(run, look)
     record(row | {"kept": True} if keep_if_best(run, row) else row)
-    write_report(run.folder)
+    on_first(run.world, lambda: write_report(run.folder))

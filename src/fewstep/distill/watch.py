@@ -38,10 +38,14 @@ class Log(Protocol):
 
 @contextmanager
 def watched(run: Run) -> Iterator[Callable[[Row], None]]:
-    """A function that records one row, in metrics.jsonl and in every log of the recipe; closes them at the end.
+    """A function that records one row, in metrics.jsonl and in every log of the recipe; closes them at the end. In all
+    processes but the first it records nothing.
 
     A row of a look takes its sample grid along. Raises RecipeError when a log's package is not installed.
     """
+    if not run.world.first:
+        yield lambda row: None
+        return
     with ExitStack() as stack:
         logs = [stack.enter_context(LOG_OF[name](run)) for name in logs_of(run.recipe)]
 

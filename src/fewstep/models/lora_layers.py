@@ -9,13 +9,14 @@ The student is the UNet with the layers on, the teacher the same UNet inside `ba
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer as PeftLoraLayer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fewstep.errors import LoraError
 
@@ -84,6 +85,22 @@ def only(unet: nn.Module, adapter: str) -> Iterator[nn.Module]:
         for layer, active in zip(layers, before, strict=True):
             layer.set_adapter(active)
         _restore(trains)
+
+
+def recomputed(module: nn.Module, *inputs: Any) -> Any:
+    """Run a part of the UNet, and once more in the backward pass instead of keeping what it computed on the way.
+
+    The second time the LoRA layers are heard that are heard now, whatever has been chosen by then. Give it to
+    diffusers' `enable_gradient_checkpointing`.
+    """
+    if torch.compiler.is_compiling():  # what is heard becomes part of the compiled graph
+        return checkpoint(module, *inputs, use_reentrant=False)
+    heard = next((layer.active_adapters[0] for _, layer in _layers(module)), None)
+
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), nullcontext() if heard is None else only(module, heard)
+
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
