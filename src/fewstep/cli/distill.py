@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.cli import prediction
 from fewstep.cli.data import WHERE, add_options, open_data
 from fewstep.errors import RecipeError
 
@@ -33,14 +34,11 @@ def register(subparsers: Any) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="what to train and how")
     parser.add_argument(
         "--data",
-        required=True,
         help=f"latent cache; or what is encoded first: {WHERE}",
     )
     parser.add_argument("--stream", action="store_true", help="encode while training, without a cache")
     add_options(parser)
-    parser.add_argument(
-        "-o", "--out", type=Path, required=True, help="LoRA file (.safetensors), or folder of a full student"
-    )
+    parser.add_argument("-o", "--out", type=Path, help="LoRA file (.safetensors), or folder of a full student")
     parser.add_argument("--model", help="teacher: folder, file or hub name (instead of the recipe's)")
     parser.add_argument(
         "--set",
@@ -52,6 +50,9 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--log", metavar="NAMES", help="logs beside metrics.jsonl: tensorboard, wandb (offline), or both with a comma"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="train nothing: say what memory and time the recipe would take"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--device", help="cpu, cuda or mps")
@@ -72,6 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
     from fewstep.distill.recipes import read_recipe
     from fewstep.distill.world import joined, own_device, world_of
 
+    if arguments.dry_run:
+        return prediction.show(arguments)
+    if missing := [name for name in ("data", "out") if getattr(arguments, name) is None]:
+        raise RecipeError(f"Training needs --{' and --'.join(missing)}. To see what it would cost, use --dry-run.")
     log = [] if arguments.log is None else [f"log={arguments.log}"]
     recipe = read_recipe(arguments.recipe, overrides=[*arguments.overrides, *log])
     with joined(device=own_device(world_of(), arguments.device)) as world:

@@ -227,7 +227,9 @@ def with_guidance_embedding(unet: Any, width: int) -> Any:
     """
     if not width:
         return copy.deepcopy(unet).requires_grad_(True)
-    student = type(unet).from_config(dict(unet.config) | {"time_cond_proj_dim": width})
+    # "_use_default_values" lists what config.json did not say, and would take the width away again
+    config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    student = type(unet).from_config(config | {"time_cond_proj_dim": width})
     missing = student.load_state_dict(unet.state_dict(), strict=False).missing_keys
     torch.nn.init.zeros_(student.get_parameter(GUIDANCE_KEY))
     assert missing == [GUIDANCE_KEY], missing
@@ -241,11 +243,19 @@ def like(network: Any, unet: Any) -> Any:
     return network if first.dtype is torch.float32 else network.to(first.dtype)
 
 
-def networks(student: Student, text: Text, empty: Text, *, w_B: torch.Tensor, adversarial: float = 0.0) -> Networks:
+def networks(
+    student: Student,
+    text: Text,
+    empty: Text,
+    *,
+    w_B: torch.Tensor,
+    adversarial: float = 0.0,
+    guided: bool | None = None,
+) -> Networks:
     """The networks an objective sees, conditioned on `text` and w; `empty` is one row, repeated for the guided teacher;
-    `adversarial` is the critic's weight.
+    `adversarial` is the critic's weight. `guided` says whether any w is not 0, without waiting for the device to tell.
     """
-    guided, fake = bool((w_B != 0).any()), student.fake
+    guided, fake = bool((w_B != 0).any()) if guided is None else guided, student.fake
     doubled = Text.cat([text, replace(empty.expand(len(w_B)), time_ids_B6=text.time_ids_B6)]) if guided else text
 
     def teacher(z_BCHW: torch.Tensor, t_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:

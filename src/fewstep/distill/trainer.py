@@ -145,7 +145,14 @@ def _backward(run: Run, place: int) -> tuple[torch.Tensor, dict[str, torch.Tenso
     recipe = run.recipe
     drawn, text = draw(run, place)
     losses = objective_named(recipe.objective).loss(
-        networks(run.student, text, run.cache.empty.to(run.device), w_B=drawn.w_B, adversarial=recipe.adversarial),
+        networks(
+            run.student,
+            text,
+            run.cache.empty.to(run.device),
+            w_B=drawn.w_B,
+            adversarial=recipe.adversarial,
+            guided=recipe.w_max > 0,
+        ),
         run.model.schedule,
         drawn,
         distance=distance_named(recipe.distance, huber_c=recipe.huber_c),

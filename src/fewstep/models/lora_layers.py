@@ -90,15 +90,18 @@ def only(unet: nn.Module, adapter: str) -> Iterator[nn.Module]:
 def recomputed(module: nn.Module, *inputs: Any) -> Any:
     """Run a part of the UNet, and once more in the backward pass instead of keeping what it computed on the way.
 
-    The second time the LoRA layers are heard that are heard now, whatever has been chosen by then. Give it to
+    The second time the LoRA layers are heard that are heard now, or none, whatever has been chosen by then. Give it to
     diffusers' `enable_gradient_checkpointing`.
     """
     if torch.compiler.is_compiling():  # what is heard becomes part of the compiled graph
         return checkpoint(module, *inputs, use_reentrant=False)
-    heard = next((layer.active_adapters[0] for _, layer in _layers(module)), None)
+    layer = next((layer for _, layer in _layers(module)), None)
+    silent = layer is not None and layer.disable_adapters
+    heard = None if layer is None else layer.active_adapters[0]
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), nullcontext() if heard is None else only(module, heard)
+        again = base_only(module) if silent else nullcontext() if heard is None else only(module, heard)
+        return nullcontext(), again
 
     return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
 
