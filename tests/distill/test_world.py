@@ -1,5 +1,6 @@
 """Several processes are one: the same losses, the same weights, the same files, one end."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fewstep.distill import trainer
 from fewstep.distill.checkpoint import STATE, read_state
 from fewstep.distill.recipes import make_recipe
 from fewstep.distill.run import begin, save
@@ -43,17 +45,20 @@ def in_two(values, cache, folder, **how):
     return answers[0]
 
 
-def same(one, other, *, moments=1e-3):
+def same(one, other, *, moments=1e-2):
     """Whether two checkpoints hold the same, up to the order in which numbers were added.
 
-    After the first step Adam's moments are the means of the gradients, so they agree closely. Its weights agree less:
-    it makes a whole step even of a gradient that is nothing but rounding (learning rate: 1e-3).
+    After the first step Adam's moments are the means of the gradients, so they agree closely. Of its weights a few may
+    not: it makes a whole step (here 5e-4), up or down, even of a gradient that is nothing but rounding.
     """
     one, other = load_file(one / STATE), load_file(other / STATE)
     assert one.keys() == other.keys()
     for name, value in one.items():
-        relative, absolute = (moments, 1e-8) if name.startswith("adam.") else (0.1, 2e-5)
-        assert (other[name] - value).norm() <= relative * value.norm() + absolute * value.numel() ** 0.5, name
+        delta = other[name] - value
+        if name.startswith("adam."):
+            assert delta.norm() <= moments * value.norm() + 1e-8 * value.numel() ** 0.5, name
+        else:
+            assert (delta.abs() > 1e-4).double().mean() < 0.05, name
 
 
 def slow(*values, id):
@@ -65,8 +70,8 @@ def slow(*values, id):
     [
         pytest.param(LORA | {"accumulate": 2}, id="accumulate"),
         pytest.param(FULL | SPLIT, id="full-split"),
-        slow(MATCHING, id="matching"),
-        slow(FULL, id="full"),
+        pytest.param(MATCHING, id="matching"),
+        pytest.param(FULL, id="full"),
         slow(LORA | SPLIT, id="lora-split"),
         slow(MATCHING | SPLIT, id="matching-split"),
         slow(LORA | SPLIT | {"checkpointing": True}, id="checkpointing-split"),
@@ -76,6 +81,19 @@ def test_two_processes_are_one_with_twice_the_batch(cache, tmp_path, values):
     _, losses = trained(values | {"batch": 4}, cache, tmp_path / "one", saved=1)
     assert in_two(values | {"batch": 2}, cache, tmp_path / "two", saved=1) == pytest.approx(losses, rel=1e-4)
     same(tmp_path / "one", tmp_path / "two")
+
+
+def test_two_processes_are_two_accumulated_halves_bit_for_bit(cache, tmp_path, monkeypatch):
+    """A batch of another size is computed in another order of additions; halves are not, so nothing may differ."""
+
+    def half(run, place):
+        return draw(dataclasses.replace(run, world=World(place % 2, 2)), place // 2)
+
+    losses = in_two(MATCHING, cache, tmp_path / "two")
+    monkeypatch.setattr(trainer, "draw", half)
+    assert trained(MATCHING | {"accumulate": 2}, cache, tmp_path / "one")[1] == losses
+    one, other = (load_file(tmp_path / name / STATE) for name in ("one", "two"))
+    assert one.keys() == other.keys() and all(value.equal(other[name]) for name, value in one.items())
 
 
 @pytest.mark.slow

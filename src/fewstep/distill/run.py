@@ -7,6 +7,7 @@ the number of items that all processes together take in one forward pass.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def make_optimiser(recipe: Recipe, student: Student) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
     device = student.groups[0][0].device.type
     try:
-        from bitsandbytes.optim.adamw import AdamW8bit
+        found = import_module("bitsandbytes.optim.adamw")
     except ImportError:
         raise RecipeError(
             "optimiser = 'adamw8bit' wants the package bitsandbytes, which is not installed. Run: pip install "
@@ -135,7 +136,7 @@ def make_optimiser(recipe: Recipe, student: Student) -> torch.optim.Optimizer:
         raise RecipeError(f"optimiser = 'adamw8bit' runs on CUDA and CPUs, not on {device}. Set optimiser = 'adamw'.")
     for value in student.parameters.values():  # it makes them so at its first step, and numbers would depend on when
         value.data = value.data.contiguous()
-    return AdamW8bit(groups, lr=rate, weight_decay=decay)
+    return found.AdamW8bit(groups, lr=rate, weight_decay=decay)
 
 
 def check_fit(recipe: Recipe, model: Model, cache: Data) -> None:
