@@ -225,6 +225,7 @@ def test_time_ids_reach_sdxl_heights_before_widths(tmp_path):
     seen = []
 
     class Student:
+        heads = None
         fake = None
 
         def teacher(self, z_BCHW, t_B, text):

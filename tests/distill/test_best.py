@@ -148,3 +148,15 @@ def test_weights_of_another_student_are_refused(new_run, looks):
     other.folder = run.folder
     with pytest.raises(CheckpointError, match="does not fit"):
         take_best(other)
+
+
+def test_damaged_best_weights_are_refused(new_run, looks):
+    looks(*VALLEY)
+    run = new_run(KEEP, steps=1)
+    list(train(run))
+    path = run.folder / "best.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        take_best(run)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from fewstep.distill.checkpoint import NEXT, PREVIOUS, STATE, damage_of, is_state, read_state, settle, write_state
 from fewstep.distill.recipes import make_recipe
-from fewstep.distill.run import begin, bring_back, keep, make_optimiser, save
+from fewstep.distill.run import begin, make_optimiser, save
 from fewstep.distill.trainer import train
 from fewstep.errors import RecipeError
 from tests.distill.conftest import FULL, LORA
@@ -208,20 +208,6 @@ def test_the_optimiser_and_the_place_in_the_data_are_in_it(new_run):
             assert tensors[f"adam.{moment}.{name}"].equal(run.optimiser.state[value][moment])
     again = new_run(accumulate=3, resume=True)
     assert again.step == 2 and len(again.optimiser.state) == len(run.optimiser.state)
-
-
-def test_a_kept_checkpoint_is_left_alone_and_comes_back(new_run):
-    run = new_run(OFTEN)
-    list(islice(train(run), 1))
-    before = {name: value.clone() for name, value in run.student.tensors().items()}
-    path = keep(run, "best")
-    list(islice(train(run), 2))
-    assert not all(value.equal(before[name]) for name, value in run.student.tensors().items())
-    bring_back(run, "best")
-    assert run.step == 1 and all(value.equal(before[name]) for name, value in run.student.tensors().items())
-    flip(path, -5)
-    with pytest.raises(RecipeError, match="kept-best"):
-        bring_back(run, "best")
 
 
 def test_moments_of_eight_bits_resume_bit_for_bit(new_run):

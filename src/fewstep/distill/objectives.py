@@ -111,23 +111,21 @@ def continuous_consistency(networks: Networks, schedule: Schedule, draw: Draw, *
     """Continuous-time consistency (sCM, Lu and Song 2024, 2410.11081, algorithm 1) by finite differences; experimental.
 
     On the circle tau = atan2(sigma, alpha) a variance-preserving schedule is TrigFlow with sigma_data 1, its v is the
-    paper's F, and f = cos(tau) z - sin(tau) F. The tangent of F is the difference of the target's v at the two grid
-    points beside t on the guided teacher's path. Departures: no tangent warm-up, no learnt weighting, the tangent's
-    norm is taken per element, and `distance` is not asked: the loss is squared.
+    paper's F, and f = cos(tau) z - sin(tau) F. The tangent of F is its difference to the target's v one grid point
+    below, on the guided teacher's path; a difference to both sides swings up, because what is known flows upwards from
+    t = 0. Departures: no tangent warm-up, no learnt weighting, the tangent's norm is taken per element, and `distance`
+    is not asked: the loss is squared.
     """
     t_B, below_B = draw.times.t_B, draw.times.t_next_B
-    above_B = (2 * t_B - below_B).clamp(max=schedule.count - 1)
-    z_BCHW = add_noise(schedule, draw.z0_BCHW, draw.noise_BCHW, t_B)
+    z_BCHW, below_BCHW = teacher_jump(networks, schedule, draw)
     v_BCHW = _v_of(networks.student, schedule, z_BCHW, t_B)
     with torch.no_grad():
-        z0_BCHW = z0_of(guided(networks.teacher, 1 + draw.w_B), schedule, z_BCHW, t_B)
-        ends = [(ddim_map(schedule, z_BCHW, z0_BCHW, t_B, to_B), to_B) for to_B in (below_B, above_B)]
-        both, both_t = (torch.cat(parts) for parts in zip(*ends, strict=True))
-        low_BCHW, high_BCHW = _v_of(networks.target, schedule, both, both_t).chunk(2)
-        below, tau, above = (_angle(schedule, at_B, z_BCHW) for at_B in (below_B, t_B, above_B))
-        slope_BCHW = (high_BCHW - low_BCHW) / (above - below)
+        low_BCHW = _v_of(networks.target, schedule, below_BCHW, below_B)
+        tau, apart = _angle(schedule, t_B, z_BCHW), _angle(schedule, t_B, z_BCHW) - _angle(schedule, below_B, z_BCHW)
+        # The teacher's v from its jump, which turns z by -apart: z' = cos(apart) z - sin(apart) v.
+        path_BCHW = (apart.cos() * z_BCHW - below_BCHW) / apart.sin()
         cos, sin = tau.cos(), tau.sin()
-        path_BCHW = (cos * z_BCHW - z0_BCHW) / sin  # the teacher's v, of its z0 and z
+        slope_BCHW = (v_BCHW - low_BCHW) / apart
         g_BCHW = -(cos**2) * (v_BCHW - path_BCHW) - cos * sin * (z_BCHW + slope_BCHW)
         size_B = per_item(g_BCHW.square()).sqrt()
         aim_BCHW = v_BCHW + g_BCHW / (size_B + TANGENT_FLOOR).view(-1, *[1] * (z_BCHW.ndim - 1))
