@@ -107,7 +107,7 @@ STYLE_gpu   := --steps 1500 --batch 256
 WORDS_cpu   := everyday
 WORDS_gpu   := all
 
-.PHONY: pictogram $(STEPS:%=pictogram-%)
+.PHONY: pictogram $(STEPS:%=pictogram-%) pictogram-students pictogram-students-table
 pictogram:  ## train the embedded model from nothing: all of the following, in this order (RECIPE=cpu or gpu)
 	@set -e; for step in $(STEPS); do echo "== pictogram-$$step"; $(MAKE) --no-print-directory pictogram-$$step; done
 
@@ -141,6 +141,20 @@ pictogram-evaluate: $(TRAIN)  ## the figures of the README, and of the LoRA on t
 	$(BIN)/python -m pictogram.evaluate --words $(WORDS_$(RECIPE))
 	$(BIN)/python -m pictogram.evaluate --words $(WORDS_$(RECIPE)) --model $(WORK)/style-model \
 		--lora src/fewstep/assets/pictogram/lcm-lora.safetensors --prompts-only-style blob --name blob
+
+# Each goes on from what its recipe names; one that is there is left alone, and an interrupted one goes on.
+STUDENTS := pcm pcm-adversarial tcd tdd full-lcm tdm
+
+pictogram-students: $(TRAIN)  ## the other students of the embedded model: PCM, TCD, TDD, a full LCM, TDM
+	@set -e; mkdir -p $(WORK)/students; for name in $(STUDENTS); do \
+		out=$(WORK)/students/$$name; case $$name in full-*) ;; *) out=$$out.safetensors;; esac; \
+		if [ -e $$out ]; then echo "$$out is there"; continue; fi; \
+		resume=; [ ! -f $(WORK)/students/$$name.run/state.safetensors ] || resume=--resume; \
+		$(BIN)/fewstep distill recipes/pictogram-$$name.toml --model $(WORK)/model --data $(WORK)/cache -o $$out $$resume; \
+	done
+
+pictogram-students-table: $(TRAIN)  ## one table of all students at equal evaluations -> docs/students.md
+	$(BIN)/python -m pictogram.students --words $(WORDS_$(RECIPE))
 
 pictogram-ship: $(TRAIN)  ## everything into the package, as fp16
 	$(BIN)/python -m pictogram.ship

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.cli import prediction
 from fewstep.cli.main import main
 from fewstep.cli.prediction import table
 from fewstep.distill import cost as costs
-from fewstep.distill.cost import Cost, Tally, dry_run, predict
+from fewstep.distill.cost import Cost, Tally, arithmetic_speed, dry_run, predict
 from fewstep.distill.objectives import objective_named
 from fewstep.distill.recipes import make_recipe, read_recipe
 from fewstep.distill.students import STUDENTS, networks
@@ -172,3 +173,33 @@ def test_the_table_says_memory_and_hours():
     shown = table(cost)
     assert "1 TFLOP for 2 samples" in shown and "1.21 GB" in shown
     assert cost.hours("A100") == pytest.approx(1 / (312 * 0.35))
+
+
+def test_a_run_is_predicted_before_it_begins(new_run):
+    run = new_run(steps=100)
+    config = dict(run.model.unet.config)
+    found = prediction.before(run)
+    assert found["memory_gb"] == round(predict(run.recipe, config, size_px=run.size[0]).memory / 1e9, 3) > 0
+    run.step = 50
+    assert found["step_s"] > 0 and prediction.before(run)["hours"] <= found["hours"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_speed_of_arithmetic_is_a_speed(precision):
+    slow, fast = (arithmetic_speed(torch.device("cpu"), precision, side=side, tries=3) for side in (8, 512))
+    assert 1e4 < slow < fast < 1e15
+
+
+def test_eight_bit_moments_take_a_quarter():
+    config, values = dict(tiny_unet("pictogram").config), {"rank": 4, "batch": 1}
+    whole, small = (predict(make_recipe(values | more), config) for more in ({}, {"optimiser": "adamw8bit"}))
+    assert whole.moments == 4 * small.moments
+
+
+@pytest.mark.parametrize("student", ["lora", "full"])
+def test_a_critic_is_counted_and_learns(student):
+    config = dict(tiny_unet("pictogram").config)
+    values = {"student": student, "rank": 4, "batch": 2}
+    assert dry_run(make_recipe(values | {"adversarial": 0.1}), config).unreached == ()
+    plain, more = (predict(make_recipe(values | {"adversarial": weight}), config) for weight in (0.0, 0.1))
+    assert more.flops > plain.flops and more.trained > plain.trained

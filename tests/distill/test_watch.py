@@ -8,10 +8,12 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from fewstep.distill.best import best_of
 from fewstep.distill.run import save
 from fewstep.distill.trainer import train
 from fewstep.errors import RecipeError
 from tests.distill.conftest import LORA
+from tests.evaluate.networks import write_clip
 
 LOOKS = LORA | {"look_every": 2, "steps": 4}
 
@@ -112,3 +114,13 @@ def test_the_shipped_judge_recognises_what_captions_name():
     blank = np.asarray(Image.new("RGB", (64, 64), "white"))[None]
     assert score(blank, ["nothing that it knows, xyzzy"]) is None
     assert score(np.repeat(blank, 2, 0), ["a cat", "a dog"]) in (0.0, 0.5)
+
+
+def test_a_clip_model_scores_the_looks_and_keeps_the_best(new_run, tmp_path):
+    folder = write_clip(tmp_path / "clip")
+    run = new_run(LOOKS, steps=1, look_clip=str(folder), keep_best="clip:2")
+    list(train(run))
+    (look,) = [row for row in rows_of(run) if "scores" in row][1:]
+    value = look["scores"]["clip"]["student"]["2"]
+    assert -100 <= value <= 100 and best_of(run).value == value
+    assert "CLIP score" in (run.folder / "report.html").read_text()

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from fewstep.distill.run import Run
     from fewstep.distill.world import World
 
+WORTH_PREDICTING = 50
+"""Steps from which on a run is worth the seconds that a prediction takes."""
+
 
 def register(subparsers: Any) -> None:
     """Add `distill` to the command line."""
@@ -99,6 +102,9 @@ def _distil(arguments: argparse.Namespace, recipe: "Recipe", world: "World") -> 
     training = begin(recipe, model, data, folder=run_folder(arguments.out), resume=arguments.resume, world=world)
     if training.note and world.first:
         _say(training.note)
+    if world.first and not quiet and recipe.steps >= WORTH_PREDICTING and not arguments.resume:
+        training.kept["predicted"] = prediction.before(training)
+        _say(prediction.sentence(training.kept["predicted"]))
     finished = _train(training, quiet=quiet)
     if world.first:
         _say_how_it_ended(training, finished)

@@ -1,12 +1,13 @@
-"""`fewstep distill RECIPE.toml --dry-run`: what a recipe would cost, without data and without weights."""
+"""What a training costs: `fewstep distill RECIPE.toml --dry-run`, without data and weights, and before each run."""
 
 import argparse
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewstep.distill.cost import Cost
+    from fewstep.distill.run import Run
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -24,6 +25,32 @@ def show(arguments: argparse.Namespace) -> int:
     facts = asdict(cost) | {"memory": cost.memory, "gpu_hours": hours}
     print(json.dumps(facts) if arguments.json else table(cost))
     return 0
+
+
+def before(training: "Run") -> dict[str, Any]:
+    """What a run is going to take: {"memory_gb", "step_s", "hours"}; the times are the least possible ones, at the
+    speed of this device's matrix products, and for one process.
+    """
+    from fewstep.distill.cost import arithmetic_speed, predict
+
+    recipe, (height, width) = training.recipe, training.size
+    config = dict(training.student.teacher_unet.config)
+    cost = predict(recipe, config, size_px=round((height * width) ** 0.5 / 64) * 64)
+    step_s = cost.seconds(arithmetic_speed(training.device, recipe.precision))
+    hours = step_s * (recipe.steps - training.step) / 3600
+    return {"memory_gb": round(cost.memory / 1e9, 3), "step_s": round(step_s, 4), "hours": round(hours, 2)}
+
+
+def sentence(predicted: dict[str, Any]) -> str:
+    """The same for a person.
+
+    >>> sentence({"memory_gb": 8.6, "step_s": 1.25, "hours": 0.35})
+    'Predicted: 8.6 GB, and at the very least 1.25 s a step and 0.35 h in all.'
+    """
+    return (
+        f"Predicted: {predicted['memory_gb']:.3g} GB, and at the very least {predicted['step_s']:.3g} s a step and "
+        f"{predicted['hours']:.2g} h in all."
+    )
 
 
 def table(cost: "Cost") -> str:

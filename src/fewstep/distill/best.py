@@ -18,7 +18,7 @@ from fewstep.distill.sharding import gathered
 from fewstep.distill.world import on_first
 from fewstep.errors import CheckpointError, RecipeError
 
-HIGHER_IS_BETTER = ("recognised",)
+HIGHER_IS_BETTER = ("recognised", "clip")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Not counted: the memory of the device's own context (about 1 GB on CUDA), scratc
 the looks. Attention is taken to be the fused kind, which keeps no matrix of weights.
 """
 
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -142,7 +143,7 @@ def predict(recipe: Recipe, config: Mapping[str, Any], *, size_px: int | None = 
         trained=trained,
         weights=weights,
         gradients=gradients,
-        moments=2 * 4 * trained,
+        moments=2 * (1 if recipe.optimiser == "adamw8bit" else 4) * trained,
         activations=tally.most_beside,
         peak=tally.most if recipe.accumulate == 1 else gradients + tally.most_beside,
         flops=recipe.accumulate * (tally.flops + walk),
@@ -150,6 +151,18 @@ def predict(recipe: Recipe, config: Mapping[str, Any], *, size_px: int | None = 
         steps=recipe.steps,
         precision=recipe.precision,
     )
+
+
+def arithmetic_speed(device: torch.device, precision: str, *, side: int = 1536, tries: int = 5) -> float:
+    """The fastest of a few matrix products on a device, in FLOP/s: what no training step will exceed by much."""
+    a_NN = torch.ones(side, side, device=device, dtype=getattr(torch, precision))
+
+    def once() -> float:
+        began = time.perf_counter()
+        float((a_NN @ a_NN)[0, 0])  # which waits for a GPU
+        return time.perf_counter() - began
+
+    return 2 * side**3 / min(once() for _ in range(tries))
 
 
 def dry_run(recipe: Recipe, config: Mapping[str, Any], *, size_px: int | None = None) -> DryRun:
@@ -172,7 +185,7 @@ def _size(config: Mapping[str, Any], size_px: int | None) -> tuple[int, int]:
 
 def _student(recipe: Recipe, config: Mapping[str, Any], size: tuple[int, int]) -> Student:
     with torch.device("meta"):
-        return STUDENTS[recipe.student](empty_unet(config), recipe, size=size)
+        return STUDENTS[recipe.student](empty_unet(config), replace(recipe, compile=False), size=size)
 
 
 class _Shapes(Schedule):

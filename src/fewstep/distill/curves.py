@@ -9,6 +9,10 @@ from fewstep.distill.history import History, Row, quarter_names
 DEFAULT_TIMESTEPS = 1000
 
 
+TITLES = {"distance": "Distance to the teacher", "recognised": "Recognised by the judge", "clip": "CLIP score"}
+SHARES = ("recognised",)
+
+
 def curves(runs: Sequence[History]) -> list[str]:
     """The charts of one run, or of several over each other, as SVG figures; those without data are left out."""
     drawn = _of_one(runs[0]) if len(runs) == 1 else _of_many(runs)
@@ -71,7 +75,9 @@ def _of_many(runs: Sequence[History]) -> Iterator[str]:
     for figure in figures_of(looks):
         for steps in sampled_steps(looks):
             lines = _each(runs, lambda run, f=figure, k=steps: over_looks(run, f, k), style="dots")
-            yield chart(f"{_title(figure)}, {_in_steps(steps)}", lines, percent=figure != "distance")
+            yield chart(
+                f"{_title(figure)}, {_in_steps(steps)}", lines, percent=figure in SHARES, log=figure == "distance"
+            )
     yield chart("Gradient norm", _each(runs, lambda run: smoothed(over_steps(run, "gradient_norm"))), note="smoothed")
     yield chart("Speed", _each(runs, lambda run: smoothed(over_steps(run, "samples_per_s"))), note="pictures a second")
 
@@ -103,7 +109,7 @@ def _figure(run: History, figure: str) -> str:
     ]
     teacher = _teacher_line(run, figure)
     note = "of the student's pictures" if figure != "distance" else "to the teacher's many-step solution; 0 is equal"
-    return chart(_title(figure), [*lines, *teacher], note=note, percent=figure != "distance")
+    return chart(_title(figure), [*lines, *teacher], note=note, percent=figure in SHARES, log=figure == "distance")
 
 
 def _teacher_line(run: History, figure: str) -> list[Line]:
@@ -122,7 +128,7 @@ def _teacher_line(run: History, figure: str) -> list[Line]:
 
 
 def _title(figure: str) -> str:
-    return {"distance": "Distance to the teacher", "recognised": "Recognised by the judge"}.get(figure, figure)
+    return TITLES.get(figure, figure)
 
 
 def _in_steps(steps: str) -> str:

@@ -34,6 +34,7 @@ def write_facts(run: Run) -> None:
             "model": {"name": run.model.name, "family": run.model.family.label, "hash": run.model.content_hash},
             "data": {"folder": str(run.cache.folder), "items": run.cache.count, "captions": len(run.cache.captions)},
             "size_px": list(run.size),
+            "predicted": run.kept.get("predicted"),
             "timesteps": run.model.schedule.count,
             "trained": sum(value.numel() for value in run.student.parameters.values()),
         },

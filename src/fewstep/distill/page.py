@@ -357,6 +357,7 @@ def _origin(run: History) -> str:
         "data": f"{data.get('items') or 'uncounted'} items, {data.get('captions')} captions, {data.get('folder')}",
         "picture size": " x ".join(str(side) for side in reversed(facts.get("size_px", []))) + " px",
         "trained": f"{number(facts.get('trained', 0))} parameters",
+        "predicted": ", ".join(f"{key} {value}" for key, value in (facts.get("predicted") or {}).items()),
         "versions": ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items()),
     }
     table = _table(["", ""], [(key, [value]) for key, value in rows.items()], numbers=False)

@@ -29,7 +29,7 @@ SAMPLER_OF = {
 """The sampler that walks the way an objective teaches; its usual table goes with it."""
 PHASED = ("pcm", "tscd", "tdm")
 LOGS = ("tensorboard", "wandb")
-FIGURES = {"distance": "", "recognised": "look_judge"}
+FIGURES = {"distance": "", "recognised": "look_judge", "clip": "look_clip"}
 """Figures of a look that weights can be kept by, and the recipe key without which there is none."""
 
 
@@ -86,6 +86,7 @@ class Recipe:
     sampling_guidance: float = _value(1.0, "guidance written into the result", least=0)
     table: str = _value("", "timestep table written into the result; empty: the sampler's own")
     look_judge: str = _value("", "judge that reads the looks' pictures: 'embedded' or its folder; empty: none")
+    look_clip: str = _value("", "folder of a CLIP model that scores the looks' pictures; empty: none")
     keep_best: str = _value("", "figure of the look whose weights are the result, such as distance:4; empty: the last")
     patience: int = _value(0, "looks without a better figure after which training stops; 0: never", least=0)
     log: str = _value("", "logs beside metrics.jsonl: tensorboard, wandb, or both with a comma")

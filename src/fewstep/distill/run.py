@@ -43,7 +43,7 @@ _FREE_TO_CHANGE = {
         "look_teacher_steps",
     ),
     *("sampler", "table", "sampling_steps", "sampling_origin_steps", "sampling_guidance"),
-    *("look_judge", "keep_best", "patience", "log"),
+    *("look_judge", "look_clip", "keep_best", "patience", "log"),
 }
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fewstep.checkpoints.measures import load_clip
 from fewstep.distill.recipes import Recipe
+from fewstep.evaluate import preference
 from fewstep.evaluate.cases import concept_in
 from fewstep.evaluate.judge import Judge, default_folder
 from fewstep.evaluate.recognition import top
@@ -36,7 +38,16 @@ def recognised(folder: str) -> Score:
     return score
 
 
-SCORES: dict[str, tuple[str, Callable[[str], Score]]] = {"recognised": ("look_judge", recognised)}
+def clip_score(folder: str) -> Score:
+    """Mean CLIP score (100 x cosine) by the CLIP model in a local folder. Raises CheckpointError when there is none."""
+    rate = preference.clip_score(load_clip(folder)).rate
+    return lambda pictures_NHWC, captions: float(rate(pictures_NHWC, captions).mean())
+
+
+SCORES: dict[str, tuple[str, Callable[[str], Score]]] = {
+    "recognised": ("look_judge", recognised),
+    "clip": ("look_clip", clip_score),
+}
 """Name -> the recipe key that turns it on, and what makes the score of that key's value."""
 
 
