@@ -44,8 +44,8 @@ SMALL_ONES = {
 
 
 def quick(path):
-    """SD 1.5's four methods and one recipe of each other family run always; the rest on request."""
-    wanted = path.stem.endswith("sd15") or path.stem == "lcm-lora-ssd1b"
+    """Three methods on SD 1.5 and one on SSD-1B run always; the rest, which take longer, on request."""
+    wanted = path.stem in ("lcm-sd15", "lcm-lora-sd15", "pcm-lora-sd15", "lcm-lora-ssd1b")
     return pytest.param(path, id=path.stem, marks=() if wanted else pytest.mark.slow)
 
 

@@ -202,8 +202,9 @@ def metrics(folder):
     return [row["loss"] for row in rows]
 
 
-def test_torchrun_starts_it(cache, tmp_path):
-    """`torchrun --nproc-per-node 2 -m fewstep distill` and one process with twice the batch."""
+@pytest.mark.parametrize("more", [(), slow(("--set", "sharding=fsdp2"), id="split")])
+def test_torchrun_starts_it(cache, tmp_path, more):
+    """`torchrun --nproc-per-node 2 -m fewstep distill` and one process with twice the batch, to the written file."""
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in (LORA | {"steps": 2}).items()))
     words = ["-m", "fewstep", "distill", recipe, "--data", cache.folder, "--model", tiny_folder("pictogram")]
@@ -214,7 +215,7 @@ def test_torchrun_starts_it(cache, tmp_path):
     def ended(command):
         return subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=280)
 
-    two = ended([*launch, *words, tmp_path / "two.safetensors"])
+    two = ended([*launch, *words, tmp_path / "two.safetensors", *more])
     one = ended([sys.executable, *words, tmp_path / "one.safetensors", "--set", "batch=4"])
     # accepted, or refused with one sentence: torchrun says 1 when its children failed
     assert (one.returncode, two.returncode) in ((0, 0), (3, 1)), two.stderr
