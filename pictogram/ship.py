@@ -19,6 +19,7 @@ from fewstep.export.onnx import export_graphs
 from pictogram.fetch import BUILD
 
 LIMIT_MB = 30
+SIZE_PX = 128
 #: Of the LCM-LoRA: at full strength its guidance adds up from step to step (docs/log.md).
 STRENGTH = 0.7
 #: How the teacher itself likes to be sampled; the LoRA brings its own settings.
@@ -53,13 +54,15 @@ def ship_lora(source: Path, target: Path) -> None:
     lora = read_lora(source)
     layers = {name: (layer.down, layer.up) for name, layer in lora.layers.items()}
     (alpha,) = {layer.alpha for layer in lora.layers.values()}
-    metadata = {key: value for key, value in lora.metadata.items() if key.startswith("fewstep.")}
+    kept = [key for key in lora.metadata if key.startswith(("fewstep.", "ss_")) and not key.startswith("ss_network_")]
+    metadata = {key: lora.metadata[key] for key in kept}
     write_lora(
         target,
         layers,
         alpha=alpha * STRENGTH,
         metadata=metadata | {"fewstep.strength": str(STRENGTH)},
         sampling=lora.sampling,
+        size=(SIZE_PX, SIZE_PX),
     )
 
 
