@@ -100,6 +100,11 @@ def fingerprint(model: Model, lora: Lora | None, cell: Cell, cases: Sequence[Cas
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
 
 
+def cells_file(model: Model, lora: Lora | None, cell: Cell, cases: Sequence[Case], *, build: Path = BUILD) -> Path:
+    """Where a cell's pictures are kept."""
+    return build / "cells" / f"{cell.stem}-{fingerprint(model, lora, cell, cases)}.npz"
+
+
 def pictures_of(easel: Easel, cell: Cell, path: Path, *, batch: int) -> tuple[Pictures, float]:
     """A cell's pictures and the milliseconds each took, drawn now or found on disk."""
     if not path.exists():
@@ -221,7 +226,7 @@ def main() -> None:
     measure, easel = Measure(judge, cases, cutouts, training=args.training), Easel(model, cases, lora=lora)
     rows, drawn = list(measure.ceiling_rows(model.path / "vae")), {}
     for cell in all_cells(lora, args.evaluations, args.guidance):
-        file = args.build / "cells" / f"{cell.stem}-{fingerprint(model, lora, cell, cases)}.npz"
+        file = cells_file(model, lora, cell, cases, build=args.build)
         if not re.search(args.cells, cell.stem) and not (cell.evaluations > 50 and file.exists()):
             continue
         pictures, picture_ms = pictures_of(easel, cell, file, batch=args.batch)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ import numpy as np
 from fewstep.checkpoints.files import write_json, write_whole
 from fewstep.checkpoints.load import Model, assets_path, load_model
 from fewstep.checkpoints.lora import Lora, read_lora
-from fewstep.evaluate.cases import Case, seen_cases
+from fewstep.evaluate.cases import Case, seen_cases, with_other_seeds
 from fewstep.evaluate.distance import precision_recall
 from fewstep.evaluate.diversity import groups_by_label, pair_diversity, vendi
 from fewstep.evaluate.frechet import frechet_distance, moments
 from fewstep.evaluate.judge import Judge
+from fewstep.evaluate.recognition import top
 from fewstep.evaluate.score import Seen
 from fewstep.evaluate.suite import Cell, Easel, Pictures, equal_cells, own_cell, teacher_cell
-from pictogram.evaluate import fingerprint, labels_of, pictures_of, real_pictures, write_sheets
+from pictogram.evaluate import cells_file, labels_of, pictures_of, real_pictures, write_sheets
 from pictogram.fetch import BUILD
 from pictogram.judge import reconstructed
 from pictogram.scenes import load_cutouts
@@ -54,7 +55,6 @@ COLUMNS = {
 }
 LOWER_IS_BETTER = {"frechet_data", "frechet_teacher"}
 ALLOWED = 0.03
-OTHER_SEEDS = 1_000_000
 PAGE = """# The students of pictogram, side by side
 
 Every way of drawing gets the same 500 prompts and the same noise, and as many evaluations of the network (guidance
@@ -135,7 +135,7 @@ class Measures:
         """All columns of one cell."""
         found = seen.reading.features_ND
         return {
-            "recognised": 100 * float((seen.reading.concepts_NC.argmax(1) == self.wanted).mean()),
+            "recognised": 100 * top(seen.reading.concepts_NC, self.wanted).share,
             "frechet_data": frechet_distance(moments(found), moments(self.real)),
             "frechet_teacher": frechet_distance(moments(found), moments(self.teacher)),
             "recall_teacher": 100 * precision_recall(self.teacher, found)[1],
@@ -155,11 +155,6 @@ def keeps(row: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
             else row[key] >= (1 - ALLOWED) * teacher[key]
         )
     ]
-
-
-def cells_file(model: Model, lora: Lora | None, cell: Cell, cases: Sequence[Case]) -> Path:
-    """Where a cell's pictures are kept."""
-    return BUILD / "cells" / f"{cell.stem}-{fingerprint(model, lora, cell, cases)}.npz"
 
 
 def draw_all(
@@ -236,7 +231,7 @@ def main() -> None:
     args = parsed()
     judge, base = Judge(BUILD / "judge"), load_model(None, dtype="float32")
     cases, found = seen_cases(labels_of(judge, args.words), args.count), list(students(base))
-    others = [replace(case, seed=case.seed + OTHER_SEEDS) for case in cases]
+    others = with_other_seeds(cases)
     teacher, cutouts = teacher_cell(args.guidance), load_cutouts(BUILD / "cutouts.npz")
     again = pictures_of(Easel(base, others), teacher, cells_file(base, None, teacher, others), batch=64)[0]
     real = real_pictures(cutouts, cases, seed=7_001), real_pictures(cutouts, cases, seed=7_002)

@@ -20,8 +20,6 @@ from torch.func import functional_call
 
 from fewstep.sampling.schedule import Schedule, fade_and_added
 
-Features = list[torch.Tensor]
-
 
 @dataclass(frozen=True)
 class Critic:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fewstep.checkpoints.files import read_header, read_tensors
 from fewstep.distill.checkpoint import damage_of, write_summed
-from fewstep.distill.history import BEST, read_rows
+from fewstep.distill.history import BEST, read_rows, table_of
 from fewstep.distill.recipes import keep_best_of
 from fewstep.distill.run import Run
 from fewstep.distill.sharding import gathered
@@ -37,8 +37,7 @@ def figure_of(row: dict[str, Any], keep_best: tuple[str, int]) -> float:
     0.3
     """
     figure, steps = keep_best
-    table = row["distance"] if figure == "distance" else row.get("scores", {}).get(figure, {})
-    value = table.get("student", {}).get(str(steps))
+    value = table_of(row, figure).get("student", {}).get(str(steps))
     if value is None:
         raise RecipeError(
             f"keep_best = '{figure}:{steps}', but the looks cannot measure it: the judge knows nothing that these "

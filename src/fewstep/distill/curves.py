@@ -1,10 +1,10 @@
 """Which curves a report draws: of one run in detail, of several runs one over the other."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from fewstep.distill.charts import Line, Points, chart, smoothed, thinned
-from fewstep.distill.history import History, Row, quarter_names
+from fewstep.distill.history import History, Row, quarter_names, table_of
 
 DEFAULT_TIMESTEPS = 1000
 
@@ -25,11 +25,6 @@ def figures_of(looks: Iterable[Row]) -> list[str]:
     for look in looks:
         names += [name for name in look.get("scores", {}) if name not in names]
     return names
-
-
-def table_of(look: Row, figure: str) -> Mapping[str, Mapping[str, float | None]]:
-    """{who: {steps: value}} of one figure in a look."""
-    return look.get("distance", {}) if figure == "distance" else look.get("scores", {}).get(figure, {})
 
 
 def sampled_steps(looks: Sequence[Row]) -> list[str]:

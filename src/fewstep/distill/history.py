@@ -116,3 +116,8 @@ def _json(path: Path) -> Mapping[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def table_of(look: Row, figure: str) -> Mapping[str, Mapping[str, float | None]]:
+    """{who: {steps: value}} of one figure in a look."""
+    return look.get("distance", {}) if figure == "distance" else look.get("scores", {}).get(figure, {})

@@ -121,7 +121,8 @@ def continuous_consistency(networks: Networks, schedule: Schedule, draw: Draw, *
     v_BCHW = _v_of(networks.student, schedule, z_BCHW, t_B)
     with torch.no_grad():
         low_BCHW = _v_of(networks.target, schedule, below_BCHW, below_B)
-        tau, apart = _angle(schedule, t_B, z_BCHW), _angle(schedule, t_B, z_BCHW) - _angle(schedule, below_B, z_BCHW)
+        tau = _angle(schedule, t_B, z_BCHW)
+        apart = tau - _angle(schedule, below_B, z_BCHW)
         # The teacher's v from its jump, which turns z by -apart: z' = cos(apart) z - sin(apart) v.
         path_BCHW = (apart.cos() * z_BCHW - below_BCHW) / apart.sin()
         cos, sin = tau.cos(), tau.sin()

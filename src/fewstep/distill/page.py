@@ -18,8 +18,8 @@ from fewstep.checkpoints.description import Sampling
 from fewstep.checkpoints.files import write_whole
 from fewstep.checkpoints.lora_metadata import usage_hint
 from fewstep.distill.charts import number
-from fewstep.distill.curves import curves, figures_of, judged_steps, sampled_steps, table_of
-from fewstep.distill.history import History, Row, read_history, resume_command
+from fewstep.distill.curves import curves, figures_of, judged_steps, sampled_steps
+from fewstep.distill.history import History, Row, read_history, resume_command, table_of
 from fewstep.distill.recipes import Recipe
 
 REPORT = "report.html"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.checkpoints.measures import load_clip
-from fewstep.distill.recipes import Recipe
+from fewstep.distill.recipes import FIGURES, Recipe
 from fewstep.evaluate import preference
 from fewstep.evaluate.cases import concept_in
 from fewstep.evaluate.judge import Judge, default_folder
@@ -44,14 +44,11 @@ def clip_score(folder: str) -> Score:
     return lambda pictures_NHWC, captions: float(rate(pictures_NHWC, captions).mean())
 
 
-SCORES: dict[str, tuple[str, Callable[[str], Score]]] = {
-    "recognised": ("look_judge", recognised),
-    "clip": ("look_clip", clip_score),
-}
-"""Name -> the recipe key that turns it on, and what makes the score of that key's value."""
+SCORES: dict[str, Callable[[str], Score]] = {"recognised": recognised, "clip": clip_score}
+"""Name -> what makes the score of the value of its recipe key (`recipes.FIGURES`)."""
 
 
 def scores_of(recipe: Recipe) -> dict[str, Score]:
     """The scores that a recipe asks for, ready to be asked. Raises CheckpointError when a judge cannot be loaded."""
-    asked = {name: (getattr(recipe, key), make) for name, (key, make) in SCORES.items()}
+    asked = {name: (getattr(recipe, FIGURES[name]), make) for name, make in SCORES.items()}
     return {name: make(value) for name, (value, make) in asked.items() if value}
