@@ -4,6 +4,8 @@ torch is imported inside the functions only: `fewstep --help` never waits for it
 Never enters: a model, a tensor of a picture.
 """
 
+import ctypes
+import sys
 from dataclasses import dataclass
 
 from fewstep.errors import DeviceError
@@ -96,3 +98,19 @@ def _dtype(asked: str | None, kind: str) -> tuple[str, str]:
         raise DeviceError(f"There is no number format called {str(asked)!r}. Use fp32, fp16 or bf16.")
     slow = kind == "cpu" and name != "float32"
     return name, "asked for, though float32 is faster on a CPU" if slow else "asked for"
+
+
+def keep_memory() -> bool:
+    """Let this process keep what it frees, where the C library is glibc; says whether it is.
+
+    glibc hands every large block back to the system when it is freed, and the system clears it before it is used
+    again: a training step on a CPU makes and frees the same blocks each time. Source: mallopt(3).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    mmap_threshold, trim_threshold, top_pad = -3, -1, -2
+    sizes = {mmap_threshold: 2**30, trim_threshold: 2**31 - 1, top_pad: 2**28}
+    return min(library.mallopt(name, size) for name, size in sizes.items()) == 1

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 import torch
 
-from fewstep.distill import batch_size, objectives, terms, trainer
+from fewstep.distill import batch_size, objectives, students, terms, trainer
 from fewstep.distill.batch_size import Setting, find_batch, largest, with_batch
 from fewstep.distill.measured import measured
 from fewstep.distill.recipes import Recipe, make_recipe
@@ -90,6 +90,21 @@ def test_bfloat16_computes_networks_and_nothing_else(new_run, monkeypatch):
     assert {name for name, _ in seen} >= {"add_noise", "ddim_map", "consistency_function", "to_z0", "guide"}
     assert {dtype for _, dtype in seen} == {torch.float32}
     assert {value.dtype for value in run.student.parameters.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("values", [LORA, MATCHING, FULL], ids=["lora", "matching", "full"])
+def test_a_frozen_base_kept_in_bfloat16_is_what_autocast_makes_of_one_in_float32(new_run, values, monkeypatch):
+    """Bit for bit; and the norms, whose weights autocast leaves alone, stay in float32."""
+    kept = new_run(values, folder="a", clip=1e9, precision="bfloat16")
+    monkeypatch.setattr(students, "_frozen", lambda unet, recipe: unet.requires_grad_(False))
+    cast = new_run(values, folder="b", clip=1e9, precision="bfloat16")
+    for run, dtype in ((kept, torch.bfloat16), (cast, torch.float32)):
+        frozen = run.student.teacher_unet
+        assert {frozen.conv_in.weight.dtype, frozen.down_blocks[0].resnets[0].conv1.weight.dtype} == {dtype}
+        assert frozen.down_blocks[0].resnets[0].norm1.weight.dtype == torch.float32
+        assert {value.dtype for value in run.student.parameters.values()} == {torch.float32}
+    one, other = gradients(kept), gradients(cast)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 @pytest.mark.slow

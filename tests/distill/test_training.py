@@ -210,9 +210,10 @@ def passing(monkeypatch):
     monkeypatch.setattr(ending, "distance", lambda run, who, steps: {"student": 1.0, "guided": 2.0, "plain": 3.0}[who])
 
 
-def test_a_finished_lora_is_written_and_read_back(new_run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_finished_lora_is_written_and_read_back(new_run, tmp_path, monkeypatch, precision):
     passing(monkeypatch)
-    run = new_run()
+    run = new_run(precision=precision)
     steps_of(run, 6)
     result = finish(run, tmp_path / "lcm.safetensors")
     assert result.read_back_error < 2e-3 and not (run.folder / STATE).exists()

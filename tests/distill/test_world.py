@@ -202,11 +202,19 @@ def metrics(folder):
     return [row["loss"] for row in rows]
 
 
-@pytest.mark.parametrize("more", [(), slow(("--set", "sharding=fsdp2"), id="split")])
-def test_torchrun_starts_it(cache, tmp_path, more):
+@pytest.mark.parametrize(
+    ("values", "more"),
+    [
+        ({}, ()),
+        slow({}, ("--set", "sharding=fsdp2"), id="split"),
+        slow({"precision": "bfloat16"}, ("--set", "sharding=fsdp2"), id="split-bfloat16"),
+    ],
+)
+def test_torchrun_starts_it(cache, tmp_path, values, more):
     """`torchrun --nproc-per-node 2 -m fewstep distill` and one process with twice the batch, to the written file."""
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in (LORA | {"steps": 2}).items()))
+    values = LORA | {"steps": 2} | values
+    recipe.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
     words = ["-m", "fewstep", "distill", recipe, "--data", cache.folder, "--model", tiny_folder("pictogram")]
     words += ["--device", "cpu", "--json", "-o"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -223,10 +231,15 @@ def test_torchrun_starts_it(cache, tmp_path, more):
     if one.returncode:
         assert "so it is not finished" in one.stderr and "so it is not finished" in two.stderr
     runs = [tmp_path / "one.run", tmp_path / "two.run"]
-    assert metrics(runs[1]) == pytest.approx(metrics(runs[0]), rel=1e-4) and len(metrics(runs[0])) == 2
+    near = {"float32": 1e-4, "bfloat16": 1e-2}[values.get("precision", "float32")]
+    assert metrics(runs[1]) == pytest.approx(metrics(runs[0]), rel=near) and len(metrics(runs[0])) == 2
     written = [
         load_file(tmp_path / f"{name}{'.rejected' if one.returncode else ''}.safetensors") for name in ("one", "two")
     ]
     assert written[0].keys() == written[1].keys()
+    if (
+        "precision" in values
+    ):  # Adam's first steps are the signs of gradients, and bfloat16 may turn those of small ones
+        return
     for name, value in written[0].items():
         assert (written[1][name] - value).float().norm() <= 2e-2 * value.float().norm() + 2e-5 * value.numel() ** 0.5

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.cli import prediction
 from fewstep.cli.data import WHERE, add_options, open_data
+from fewstep.device import keep_memory
 from fewstep.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ def _distil(arguments: argparse.Namespace, recipe: "Recipe", world: "World") -> 
 
     split = world.size > 1 and recipe.sharding != "none"  # then a network never stands whole on its device
     device, quiet = "cpu" if split else world.device, arguments.json or not world.first
+    if device == "cpu":
+        keep_memory()
     load = partial(load_model, arguments.model or recipe.model or None, device=device, dtype="fp32")
     if arguments.find_batch:
         recipe = _found_batch(arguments, recipe, world, load)

@@ -229,7 +229,7 @@ def _write_lora(run: Run, path: Path, step: int) -> None:
 
 
 def _read_lora(run: Run, path: Path) -> Any:
-    base = _plain_copy(run.student.unet)
+    base = _plain_copy(run.student.unet).float()
     model = replace(run.model, unet=base)
     LoraStack(model).set([(read_lora(path, family=run.model.family), 1.0, 1.0)])
     return model.unet
@@ -266,14 +266,15 @@ def _plain_copy(unet: Any) -> Any:
 
 @torch.no_grad()
 def _read_back_error(run: Run, unet: Any) -> float:
-    """Relative RMS difference of the outputs of what was trained and what was read back, on fixed inputs at four
-    timesteps.
+    """Relative RMS difference of the outputs of what was trained and what was read back, both in float32, on fixed
+    inputs at four timesteps.
     """
     count = run.model.schedule.count
     t_B = torch.tensor([0, count // 3, 2 * count // 3, count - 1], device=run.device)
     z_BCHW = noise_at((4, *run.cache.shape), run.recipe.seed, "read back").to(run.device)
     text = run.cache.text([0]).expand(4).to(run.device)
     w_B = torch.full((4,), run.recipe.w, device=run.device)
-    trained = run.student.target(z_BCHW, t_B, text, w_B).float()
-    found = predict(unet, z_BCHW, t_B, text, w_B=w_B, size=run.size).float()
+    trained, found = (
+        predict(network, z_BCHW, t_B, text, w_B=w_B, size=run.size) for network in (run.student.unet.float(), unet)
+    )
     return float((trained - found).norm() / trained.norm())

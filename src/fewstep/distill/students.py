@@ -87,7 +87,7 @@ class LoraStudent:
     def __init__(self, unet: Any, recipe: Recipe, *, size: tuple[int, int], spread: Spread | None = None) -> None:
         """`size` is the picture's height and width in pixels."""
         self.kind = type(unet)
-        self.unet = self.teacher_unet = unet.requires_grad_(False)
+        self.unet = self.teacher_unet = _frozen(unet, recipe)
         rival = objective_named(recipe.objective).fake
         adapters = (ADAPTER, FAKE) if rival else (ADAPTER,)
         add_lora(unet, rank=recipe.rank, alpha=recipe.alpha, seed=recipe.seed, adapters=adapters)
@@ -156,8 +156,8 @@ class FullStudent:
                 "Set student = 'lora'."
             )
         self.fake: Rival | None = None
-        self.teacher_unet = unet.requires_grad_(False)
         self.student_unet = with_guidance_embedding(unet, recipe.guidance_embedding)
+        self.teacher_unet = _frozen(unet, recipe)
         self.unet = copy.deepcopy(self.student_unet).requires_grad_(False)
         for network in (self.teacher_unet, self.student_unet, self.unet):
             _prepare(network, recipe, spread)
@@ -293,6 +293,16 @@ def _add_heads(student: "LoraStudent | FullStudent", recipe: Recipe) -> Heads | 
     student.parameters |= {f"critic.{name}": value for name, value in heads.named_parameters()}
     student.groups.append(list(heads.parameters()))
     return heads
+
+
+def _frozen(unet: Any, recipe: Recipe) -> Any:
+    """The UNet, never to be trained: its matrices and convolutions in the format that they are multiplied in, once and
+    for all, which is what autocast would make of them at every call. Norms stay as they are.
+    """
+    for module in unet.requires_grad_(False).modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            module.to(DTYPES[recipe.precision])
+    return unet
 
 
 def _prepare(unet: Any, recipe: Recipe, spread: Spread | None) -> None:

@@ -65,15 +65,17 @@ def predict(
 
 
 def _size_conditions(z_BCHW: Tensor, text: Text, size: tuple[int, int] | None, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Original height and width, crop top and left (0), target height and width: in this order."""
+    """Original height and width, crop top and left (0), target height and width: in this order, and in float32, because
+    bfloat16 would round 1023 to 1024.
+    """
     height, width = size or (z_BCHW.shape[-2] * LATENT_PX, z_BCHW.shape[-1] * LATENT_PX)
     if text.pooled_BD is None:
         raise ValueError("this UNet needs the pooled text of a second text encoder")
     if text.time_ids_B6 is None:
-        row = torch.tensor([height, width, 0, 0, height, width], device=z_BCHW.device, dtype=dtype)
+        row = torch.tensor([height, width, 0, 0, height, width], device=z_BCHW.device, dtype=torch.float32)
         time_ids_B6 = row.expand(len(z_BCHW), 6)
     else:
-        time_ids_B6 = text.time_ids_B6.to(z_BCHW.device, dtype)
+        time_ids_B6 = text.time_ids_B6.to(z_BCHW.device, torch.float32)
     return {"text_embeds": text.pooled_BD.to(z_BCHW.device, dtype), "time_ids": time_ids_B6}
 
 
