@@ -67,10 +67,10 @@ class TorchRunner:
     """The eager PyTorch back end, on the model's own device."""
 
     def __init__(self, model: Model) -> None:
-        from fewstep.checkpoints.lora import LoraStack
+        from fewstep.checkpoints.lora import stack_of
 
         self.model = model
-        self._stack = LoraStack(model)
+        self._stack = stack_of(model)
 
     def read_lora(self, path: Path) -> Lora:
         """As torch tensors."""

@@ -81,6 +81,19 @@ def test_a_lora_comes_and_goes(model, lora_file):
     assert (before != with_lora).any()
 
 
+def test_several_easels_share_a_model(lora_file):
+    """What one has merged the next takes out again, or every second row of a table would be of sums of LoRAs."""
+    lora, cases = read_lora(lora_file), seen_cases(LABELS, 2)
+
+    def pictures(model, weight):
+        return drawn(Easel(model, cases, lora=lora, weight=weight), LCM, 2)
+
+    alone = [pictures(tiny_model("pictogram"), weight) for weight in (20.0, 5.0)]
+    assert (alone[0] != alone[1]).any()
+    shared = tiny_model("pictogram")
+    np.testing.assert_array_equal([pictures(shared, weight) for weight in (20.0, 5.0)], alone)
+
+
 def test_a_lora_that_is_not_there_is_said(model):
     with pytest.raises(RequestError, match="--lora"):
         next(Easel(model, seen_cases(LABELS, 1)).draw(LCM))

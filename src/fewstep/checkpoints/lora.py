@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import save
@@ -23,7 +24,7 @@ from fewstep.checkpoints.lora_metadata import legacy_hash, required_metadata, te
 from fewstep.checkpoints.lora_read import Lora, LoraLayer, cross_attention_dim, is_cross, is_sound, read_lora
 from fewstep.errors import LoraError, OutputError, RequestError
 
-__all__ = ["Lora", "LoraLayer", "LoraStack", "Merged", "delta", "read_lora", "write_lora"]
+__all__ = ["Lora", "LoraLayer", "LoraStack", "Merged", "delta", "read_lora", "stack_of", "write_lora"]
 
 
 def delta(layer: LoraLayer, *, device: torch.device | str | None = None) -> Tensor:
@@ -44,8 +45,16 @@ class Merged:
     weight_text: float
 
 
+_STACKS: "WeakKeyDictionary[nn.Module, LoraStack]" = WeakKeyDictionary()
+
+
+def stack_of(model: Model) -> "LoraStack":
+    """The one stack of a model: whoever asks for it takes out what another put in. A second stack could not know."""
+    return _STACKS.get(model.unet) or _STACKS.setdefault(model.unet, LoraStack(model))
+
+
 class LoraStack:
-    """The LoRAs merged into one model's weights, in place.
+    """The LoRAs merged into one model's weights, in place. Take a model's from `stack_of`.
 
     `state` tells what is merged. Setting the same again does nothing; any other stack is merged anew from the untouched
     weights, which are kept on the CPU while they differ from the model's: `set([])` restores every bit of them.

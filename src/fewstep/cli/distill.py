@@ -102,6 +102,9 @@ def _distil(arguments: argparse.Namespace, recipe: "Recipe", world: "World") -> 
         recipe = _found_batch(arguments, recipe, world, load)
     model = load()
     data = _data(arguments, lambda: model, world)
+    if not arguments.stream:  # the cache holds what it has to say
+        for encoder in model.text.encoders:
+            encoder.to("cpu")
     training = begin(recipe, model, data, folder=run_folder(arguments.out), resume=arguments.resume, world=world)
     if training.note and world.first:
         _say(training.note)

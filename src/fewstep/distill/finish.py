@@ -16,7 +16,7 @@ import torch
 from fewstep import __version__
 from fewstep.checkpoints.files import write_json
 from fewstep.checkpoints.load import Model, Sampling, load_model
-from fewstep.checkpoints.lora import LoraStack, read_lora, write_lora
+from fewstep.checkpoints.lora import read_lora, stack_of, write_lora
 from fewstep.checkpoints.save import save_model
 from fewstep.data.seeds import noise_at, seed_at
 from fewstep.distill.best import Best, take_best
@@ -231,7 +231,7 @@ def _write_lora(run: Run, path: Path, step: int) -> None:
 def _read_lora(run: Run, path: Path) -> Any:
     base = _plain_copy(run.student.unet).float()
     model = replace(run.model, unet=base)
-    LoraStack(model).set([(read_lora(path, family=run.model.family), 1.0, 1.0)])
+    stack_of(model).set([(read_lora(path, family=run.model.family), 1.0, 1.0)])
     return model.unet
 
 

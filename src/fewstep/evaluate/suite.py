@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.backends.eager import EagerDenoiser
 from fewstep.checkpoints.load import Model, Sampling
-from fewstep.checkpoints.lora import Lora, LoraStack
+from fewstep.checkpoints.lora import Lora, stack_of
 from fewstep.errors import RequestError
 from fewstep.evaluate.cases import Case
 from fewstep.models.text import Text
@@ -86,7 +86,7 @@ class Easel:
     def __init__(self, model: Model, cases: Sequence[Case], *, lora: Lora | None = None, weight: float = 1.0) -> None:
         """Nothing is merged before a cell asks for it."""
         self.model, self.cases = model, tuple(cases)
-        self._stack, self._merged = LoraStack(model), [] if lora is None else [(lora, weight, weight)]
+        self._stack, self._merged = stack_of(model), [] if lora is None else [(lora, weight, weight)]
         self._prompts: dict[bool, Prompts] = {}
 
     def draw(self, cell: Cell, *, batch: int = 64, size_px: int | None = None) -> Iterator[Pictures]:
