@@ -194,7 +194,6 @@ def test_a_run_from_a_stream_resumes_bit_for_bit(tmp_path):
             break
     second = run("parts", resume=True)
     assert begun + [report.loss for report in train(second)] == losses
-    assert second.cache.waited_s > 0
 
 
 class Slow:
@@ -222,11 +221,9 @@ def test_batches_are_made_ahead_and_the_position_is_that_of_the_last_given():
     data = Prefetched(slow, ahead=2)
     assert data.position() == {"at": 0}
     assert data.batch(0, 0, size=2).z0_BCHW.tolist() == [0, 0] and data.position() == {"at": 1}
-    waited = data.waited_s
     time.sleep(0.2)
     assert [step for step, _ in slow.made] == [0, 1, 2] and slow.made[0][1].startswith("prefetch")
     assert data.batch(0, 1, size=2).z0_BCHW[0] == 1 and data.position() == {"at": 2}
-    assert waited >= 0.02 and data.waited_s - waited < 0.015
     assert data.batch(0, 1, size=2).z0_BCHW[0] == 1
     # another size: what was made ahead is thrown away, and made again from the same place
     assert data.batch(0, 2, size=3).z0_BCHW.tolist() == [2, 2, 2] and data.position() == {"at": 3}

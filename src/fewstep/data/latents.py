@@ -38,8 +38,6 @@ class Batch:
 class Data(Protocol):
     """What training reads: a cache, or a stream without one."""
 
-    waited_s: float
-
     @property
     def folder(self) -> Path:
         """Where it comes from."""
@@ -131,7 +129,7 @@ class LatentCache:
         """Open the cache in `folder`, or the parts in it. Raises RecipeError when there is none, or it is unfinished or
         damaged.
         """
-        self.folder, self.waited_s = Path(folder), 0.0
+        self.folder = Path(folder)
         parts = manifests.read_manifests(self.folder)
         self.model_hash: str = parts[0][1]["model"]
         self.pictures: bool = parts[0][1]["pictures"]

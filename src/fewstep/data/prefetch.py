@@ -1,6 +1,5 @@
-"""The next batches, made in a thread while this one is trained on; and how long training waited for data."""
+"""The next batches, made in a thread while this one is trained on."""
 
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +13,11 @@ Key = tuple[int, int, int, int, int]
 
 
 class Prefetched:
-    """Another data set, a few steps ahead. Its position is that of the last batch given, not of those in waiting.
-
-    `waited_s` is how many seconds `batch` has taken so far: divided by the run's time, the data-wait share.
-    """
+    """Another data set, a few steps ahead. Its position is that of the last batch given, not of those in waiting."""
 
     def __init__(self, data: Data, *, ahead: int = 2) -> None:
         """`ahead` batches are made before they are asked for."""
-        self.data, self.waited_s = data, 0.0
+        self.data = data
         self._ahead, self._position = ahead, data.position()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._coming: dict[Key, Future[tuple[Batch, dict[str, Any]]]] = {}
@@ -29,7 +25,7 @@ class Prefetched:
 
     def batch(self, seed: int, step: int, *, size: int, rank: int = 0, world: int = 1) -> Batch:
         """The items of a step, from those in waiting where they are the ones asked for."""
-        key, began = (seed, step, size, rank, world), time.perf_counter()
+        key = (seed, step, size, rank, world)
         if self._last is not None and self._last[0] == key:
             return self._last[1]
         if key not in self._coming:
@@ -38,7 +34,6 @@ class Prefetched:
             self._submit((seed, place, size, rank, world))
         batch, self._position = self._coming.pop(key).result()
         self._last = (key, batch)
-        self.waited_s += time.perf_counter() - began
         return batch
 
     def position(self) -> dict[str, Any]:

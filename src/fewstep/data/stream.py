@@ -77,7 +77,7 @@ class Stream:
         """Look at the source's first captions. Raises RecipeError when not one sample can be used."""
         self.source, self.model, self.framing, self.filters = source, model, framing, filters or Filters()
         self.folder, self.model_hash, self.pictures = Path(source.where), model.content_hash, source.pictures
-        self.waited_s, self.tally = 0.0, Tally()
+        self.tally = Tally()
         self._buffer, self._workers = buffer, workers
         self.captions = self._first_captions()
         with torch.no_grad():
