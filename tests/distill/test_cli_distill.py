@@ -53,13 +53,14 @@ def test_from_pictures_to_a_lora(command, tmp_path, capsys, monkeypatch):
     assert found["steps"] == 2 and (tmp_path / "lcm.safetensors").is_file()
 
 
-def test_ctrl_c_keeps_what_is_learnt_and_resume_goes_on(command, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_is_learnt_and_resume_goes_on(command, tmp_path, capsys, monkeypatch, number):
     take_step = trainer.take_step
 
     def interrupted(run):
         report = take_step(run)
         if run.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return report
 
     monkeypatch.setattr(trainer, "take_step", interrupted)

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,34 @@ def test_a_split_student_is_looked_at_and_written_whole(cache, tmp_path):
 def metrics(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows]
+
+
+@pytest.mark.slow
+def test_torchrun_passes_ctrl_c_on_and_all_stop_at_the_same_step(cache, tmp_path):
+    """The checkpoint is that of the last step whose figures were written, and a second start goes on from it."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in (LORA | {"steps": 10_000}).items()))
+    words = ["-m", "fewstep", "distill", recipe, "--data", cache.folder, "--model", tiny_folder("pictogram")]
+    words += ["--device", "cpu", "--json", "-o", tmp_path / "two.safetensors"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "src"), "OMP_NUM_THREADS": "1"}
+
+    def pressed(more, last):
+        """Start, press Ctrl-C once `last` steps are done, and wait."""
+        folder = tmp_path / "two.run"
+        process = subprocess.Popen([*map(str, launch), *more], env=environment, stderr=subprocess.PIPE, text=True)
+        while not (folder / "metrics.jsonl").is_file() or len(metrics(folder)) < last:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+        assert "everything is kept" in said and said.count("--resume") >= 1, said
+        _, facts = read_state(folder / STATE)
+        assert int(facts["step"]) == len(metrics(folder)) >= last
+        return int(facts["step"])
+
+    first = pressed([], 3)
+    assert pressed(["--resume"], first + 3) >= first + 3
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def _data(arguments: argparse.Namespace, load: Callable[[], Any], world: "World"
 
 
 def _train(training: "Run", *, quiet: bool) -> bool:
-    """Whether training came to its end; False after Ctrl-C, with a checkpoint written."""
+    """Whether training came to its end; False after Ctrl-C or SIGTERM, with a checkpoint written."""
     from fewstep.cli.progress import progress
     from fewstep.distill.run import save
     from fewstep.distill.trainer import train
@@ -195,18 +195,24 @@ def _train(training: "Run", *, quiet: bool) -> bool:
 
 @contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """The first Ctrl-C is put in a list, so that a step is never torn; a second one interrupts at once."""
+    """The first Ctrl-C, or a scheduler's SIGTERM, is put in a list, so that a step is never torn; a second one
+    interrupts at once.
+    """
     pressed: list[int] = []
 
     def press(number: int, _frame: Any) -> None:
         pressed.append(number)
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, press)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def _sentence(facts: dict[str, Any]) -> str:
