@@ -94,6 +94,35 @@ def test_damaged_files(tmp_path):
         read_lora(tmp_path / "ink.pt")
 
 
+def _entry(key, shape, start, end):
+    return f'"{KEY}.{key}": {{"dtype": "F32", "shape": {list(shape)}, "data_offsets": [{start}, {end}]}}'
+
+
+@pytest.mark.parametrize(
+    ("length", "entries"),
+    [
+        (1 << 62, ""),
+        (90_000_000, ""),
+        (None, _entry("lora_down.weight", (1 << 40, 1 << 40), 0, 16)),
+        (None, _entry("lora_down.weight", (1 << 20, 1 << 20), 0, 1 << 42)),
+        (None, _entry("lora_down.weight", (-4,), 0, 16)),
+        (None, _entry("lora_down.weight", (4,), 16, 0)),
+        (None, _entry("lora_up.weight", (2, 1), 0, 8) + "," + _entry("lora_up.weight", (2, 1), 8, 16)),
+        (None, _entry("lora_up.weight", (2, 1), 0, 8) + "," + _entry("lora_down.weight", (2, 1), 4, 12)),
+        (None, '"a": ' + "[" * 100_000),
+        (None, "nonsense"),
+    ],
+)
+def test_headers_that_lie(length, entries, tmp_path):
+    """Nothing of what they declare is ever allocated."""
+    header = f"{{{entries}}}".encode()
+    body = (len(header) if length is None else length).to_bytes(8, "little") + header + bytes(16)
+    (tmp_path / "ink.safetensors").write_bytes(body)
+    with pytest.raises(LoraError, match=r"ink\.safetensors") as caught:
+        read_lora(tmp_path / "ink.safetensors")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
 def test_a_whole_unet_is_not_a_lora(tmp_path):
     with pytest.raises(LoraError, match=r"is not a LoRA: it holds \d+ tensors, first"):
         read_lora(save(tmp_path / "model.safetensors", tiny_unet("sd15").state_dict()))
