@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from fewstep.checkpoints import lora as module
 from fewstep.checkpoints.lora import LoraLayer, LoraStack, Merged, Strength, read_lora
@@ -260,15 +259,24 @@ def test_diffusers_records_alpha_in_metadata(where, model, tmp_path):
     assert {name: layer.alpha for name, layer in lora.layers.items()} == {name: p.alpha for name, p in found.items()}
 
 
-def test_raw_peft_folder_records_alpha_beside(model, tmp_path):
-    from peft import LoraConfig, get_peft_model
+@pytest.mark.parametrize("kind", ["rslora", "dora", "biased", "loha", "lokr"])
+def test_raw_peft_folder_records_alpha_beside(kind, model, tmp_path):
+    from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 
-    unet = tiny_model("sd15").unet
-    wrapped = get_peft_model(unet, LoraConfig(r=4, lora_alpha=10, use_rslora=True, target_modules=["to_q", "conv1"]))
+    unet, on = tiny_model("sd15").unet, {"target_modules": ["to_out.0", "conv1"]}
+    config = {
+        "rslora": lambda: LoraConfig(r=4, lora_alpha=10, use_rslora=True, **on),
+        "dora": lambda: LoraConfig(r=4, lora_alpha=10, use_dora=True, **on),
+        "biased": lambda: LoraConfig(r=4, lora_alpha=10, lora_bias=True, **on),
+        "loha": lambda: LoHaConfig(r=4, alpha=2, use_effective_conv2d=True, **on),
+        "lokr": lambda: LoKrConfig(r=2, alpha=1, **on),
+    }[kind]()
+    wrapped, plain = get_peft_model(unet, config).eval(), output(model.unet)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, generator=generator)
+        if any(mark in name for mark in ("lora_B", "hada_", "lokr_", "magnitude")):
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.3
+    assert (output(wrapped) - plain).abs().max() > 0.05
     wrapped.save_pretrained(tmp_path)
     LoraStack(model).set([(read_lora(tmp_path / "adapter_model.safetensors", family=model.family), 1.0, 1.0)])
     assert (output(wrapped) - output(model.unet)).abs().max() < 1e-4
