@@ -106,6 +106,7 @@ def test_the_schema_tells_the_same_limits():
         (" a fox ", " a fox ", ()),
         ("a fox <lora:ink:0.6>", "a fox", (LoraTag("ink", 0.6, 0.6),)),
         ("<lora:ink>a", "a", (LoraTag("ink", 1, 1),)),
+        ("<lora:ink:0.5:te2=0.1:lbw=1,0, 0.5>a", "a", (LoraTag("ink", 0.5, 0.5, 0.1, "1,0, 0.5"),)),
         ("<lora:a b:0.5:0.8>x<lora:c:te=0:unet=2>", "x", (LoraTag("a b", 0.8, 0.5), LoraTag("c", 2, 0))),
         ("1 < 2 > 0", "1 < 2 > 0", ()),
     ],

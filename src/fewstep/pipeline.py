@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from PIL import Image
 
 from fewstep import __version__
+from fewstep.checkpoints.lora_apply import Strength
 from fewstep.errors import LoraError, RequestError
 from fewstep.image import mask_cells, paste_back
 from fewstep.infotext import Picture, write
@@ -116,7 +117,9 @@ class Pipeline:
         """The request with this model's defaults filled in, its pictures opened, and notes on what has no effect."""
         loras = self._with_tags(split_lora_tags(request.validated().prompt)[1])
         plan = plan_of(request, self._defaults(loras))
-        return replace(plan, notes=(*plan.notes, *self._too_long("prompt", plan.words), *self._negative_notes(plan)))
+        of_loras = (note for lora, _ in loras for note in lora.notes)
+        of_text = (*self._too_long("prompt", plan.words), *self._negative_notes(plan))
+        return replace(plan, notes=(*plan.notes, *of_loras, *of_text))
 
     def run(self, plan: Plan) -> Iterator[PictureStep]:
         """Carries a plan out. Use one run at a time: LoRAs are merged into the one model."""
@@ -150,12 +153,12 @@ class Pipeline:
             self._read[found] = self.runner.read_lora(found)
         return self._read[found]
 
-    def _with_tags(self, tags: Sequence[LoraTag]) -> list[tuple[Lora, float, float]]:
+    def _with_tags(self, tags: Sequence[LoraTag]) -> list[tuple[Lora, Strength]]:
         """The pipeline's LoRAs and the prompt's: a tag that names one of ours changes its weights for this picture."""
-        wanted = {lora.path: (lora, weight, weight) for lora, weight in self.loras}
+        wanted = {lora.path: (lora, Strength(weight, weight)) for lora, weight in self.loras}
         for tag in tags:
             lora = next((lora for lora, _ in self.loras if lora.name == tag.name), None) or self._tagged(tag.name)
-            wanted[lora.path] = (lora, tag.weight_unet, tag.weight_text)
+            wanted[lora.path] = (lora, Strength(tag.weight_unet, tag.weight_text, tag.weight_text_2, tag.blocks))
         return list(wanted.values())
 
     def _tagged(self, name: str) -> Lora:
@@ -164,9 +167,9 @@ class Pipeline:
             raise LoraError(f"The prompt's LoRA '{name}' is a path. Write only its name, such as <lora:ink:0.8>.")
         return self._lora(name)
 
-    def _defaults(self, loras: Sequence[tuple[Lora, float, float]]) -> Defaults:
+    def _defaults(self, loras: Sequence[tuple[Lora, Strength]]) -> Defaults:
         """The model's way of sampling, or that of the last few-step LoRA that has any weight."""
-        own = [lora.sampling for lora, weight, _ in loras if weight and lora.sampling is not None]
+        own = [lora.sampling for lora, strength in loras if strength and lora.sampling is not None]
         embedded = self.model.sampling.embedded_guidance
         sampling = own[-1] if own and not embedded else self.model.sampling
         return Defaults(sampling, embedded, self.model.family.size_px, self.model.schedule.count)

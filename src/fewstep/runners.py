@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from fewstep.backends.onnx_model import OnnxModel
     from fewstep.checkpoints.load import Model
+    from fewstep.checkpoints.lora_apply import Merge
     from fewstep.checkpoints.lora_read import Lora
 
 Array: TypeAlias = Any
@@ -31,8 +32,10 @@ class Runner(Protocol):
         """A LoRA made for this model's family; raises LoraError."""
         ...
 
-    def set_loras(self, loras: Sequence[tuple[Lora, float, float]]) -> None:
-        """Make the model carry exactly these (LoRA, weight for the UNet, weight for the text encoders)."""
+    def set_loras(self, loras: Sequence[Merge]) -> None:
+        """Make the model carry exactly these (LoRA, weight for the UNet, weight for the text encoders), or (LoRA,
+        `Strength`).
+        """
         ...
 
     def denoiser(self, plan: Plan, count: int) -> Denoiser:
@@ -78,7 +81,7 @@ class TorchRunner:
 
         return read_lora(path, family=self.model.family)
 
-    def set_loras(self, loras: Sequence[tuple[Lora, float, float]]) -> None:
+    def set_loras(self, loras: Sequence[Merge]) -> None:
         """Merged in place; taken out again to the last bit."""
         self._stack.set(loras)
 
@@ -138,7 +141,7 @@ class OnnxRunner:
 
         return read_lora(path, family=self.model.family, numpy=has_numpy_formats(path))
 
-    def set_loras(self, loras: Sequence[tuple[Lora, float, float]]) -> None:
+    def set_loras(self, loras: Sequence[Merge]) -> None:
         """Merged when the networks are next loaded, which begins here, in the background."""
         self.model.set_loras(loras)
         self.model.warm()

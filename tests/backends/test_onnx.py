@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from fewstep.backends.onnx import OnnxDenoiser
 from fewstep.backends.onnx_model import OnnxModel
 from fewstep.backends.onnx_session import thread_count
 from fewstep.checkpoints.load import load_model
-from fewstep.checkpoints.lora import LoraLayer, LoraStack
+from fewstep.checkpoints.lora import Lora, LoraLayer, LoraStack
 from fewstep.errors import CheckpointError, LoraError, RequestError
 from fewstep.export.onnx import export_graphs
 from fewstep.models.vae import decode, encode
@@ -133,7 +132,7 @@ def lora(weights, *, name="ink"):
         layers[module] = LoraLayer(down * 0.1, up * 0.1, alpha=2.0 + index % 3)
     unet = {module: layer for module, layer in layers.items() if not module.startswith("text_encoder.")}
     text = {module: layer for module, layer in layers.items() if module.startswith("text_encoder.")}
-    return SimpleNamespace(name=name, path=Path(f"{name}.safetensors"), layers=unet, text_layers=text, fingerprint=name)
+    return Lora(name, Path(f"{name}.safetensors"), unet, text, {}, None, hash=name)
 
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj")
@@ -145,7 +144,8 @@ def test_a_merged_lora_is_torchs_merge_and_can_be_taken_out(pair):
     modules = dict(model.unet.named_modules())
     ink = lora({name: module.weight for name, module in modules.items() if name.endswith(TARGETS)})
     encoder = {name: module.weight for name, module in model.text.encoders[0].named_modules() if name.endswith("fc1")}
-    ink.text_layers = lora({f"text_encoder.{n.removeprefix('text_model.')}": w for n, w in encoder.items()}).text_layers
+    text = lora({f"text_encoder.{n.removeprefix('text_model.')}": w for n, w in encoder.items()}).text_layers
+    ink.text_layers.update(text)
     z_BCHW, before = noise(1, 4, 8, 8), {}
     stack = LoraStack(model)
     for name, loras in {"none": [], "half": [(ink, 0.5, -0.5)], "again": []}.items():

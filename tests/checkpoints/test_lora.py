@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from fewstep.checkpoints.lora import LoraLayer, LoraStack, Merged, delta, read_lora
+from fewstep.checkpoints import lora as module
+from fewstep.checkpoints.lora import LoraLayer, LoraStack, Merged, Strength, read_lora
 from fewstep.errors import LoraError, RequestError
 from tests.checkpoints.lora_files import ATTENTION, CONVOLUTIONS, TEXT, Piece, kohya, old_diffusers, peft, pieces, save
 from tests.tiny import tiny_folder, tiny_model
@@ -95,11 +95,11 @@ def test_delta_of_a_convolution_is_the_chain_of_convolutions(stride):
     down, mid, up = (torch.randn(*shape, generator=generator) for shape in ((3, 5, 1, 1), (3, 3, 3, 3), (7, 3, 1, 1)))
     x = torch.randn(2, 5, 8, 8, generator=generator)
     chain = F.conv2d(F.conv2d(F.conv2d(x, down), mid, padding=1, stride=stride), up) * 0.5
-    whole = F.conv2d(x, delta(LoraLayer(down, up, 1.5, mid)), padding=1, stride=stride)
+    whole = F.conv2d(x, LoraLayer(down, up, 1.5, mid).delta(x).reshape(7, 5, 3, 3), padding=1, stride=stride)
     assert (chain - whole).abs().max() < 1e-4
     kernel = torch.randn(3, 5, 3, 3, generator=generator)
     chain = F.conv2d(F.conv2d(x, kernel, padding=1, stride=stride), up) * 2
-    whole = F.conv2d(x, delta(LoraLayer(kernel, up, 6.0)), padding=1, stride=stride)
+    whole = F.conv2d(x, LoraLayer(kernel, up, 6.0).delta(x).reshape(7, 5, 3, 3), padding=1, stride=stride)
     assert (chain - whole).abs().max() < 1e-4
 
 
@@ -203,7 +203,7 @@ def test_setting_the_same_again_does_not_touch_a_weight(model, tmp_path):
     versions = [parameter._version for parameter in model.unet.parameters()]
     stack.set([(read_lora(path), 0.5, 1.0)])
     assert versions == [parameter._version for parameter in model.unet.parameters()]
-    assert stack.state == (Merged(read_lora(path).fingerprint, 0.5, 1.0),)
+    assert stack.state == (Merged(read_lora(path).fingerprint, Strength(0.5, 1.0)),)
     stack.set([(read_lora(path), 0.6, 1.0)])
     assert versions != [parameter._version for parameter in model.unet.parameters()]
 
@@ -233,8 +233,8 @@ def test_a_failure_half_way_restores_the_base(model, tmp_path, monkeypatch):
     before = weights(model.unet)
     lora = read_lora(save(tmp_path / "x.safetensors", kohya(pieces(model.unet))))
     stack = LoraStack(model)
-    left = iter([True] * 5)
-    monkeypatch.setattr("fewstep.checkpoints.lora.delta", lambda layer, device: next(left) and delta(layer))
+    left, true = iter([True] * 5), module._add
+    monkeypatch.setattr(module, "_add", lambda *parts: next(left) and true(*parts))
     with pytest.raises(StopIteration):
         stack.set([(lora, 1.0, 1.0)])
     assert stack.state == () and all(torch.equal(value, before[key]) for key, value in model.unet.state_dict().items())
@@ -259,15 +259,24 @@ def test_diffusers_records_alpha_in_metadata(where, model, tmp_path):
     assert {name: layer.alpha for name, layer in lora.layers.items()} == {name: p.alpha for name, p in found.items()}
 
 
-def test_raw_peft_folder_records_alpha_beside(model, tmp_path):
-    from peft import LoraConfig, get_peft_model
+@pytest.mark.parametrize("kind", ["rslora", "dora", "biased", "loha", "lokr"])
+def test_raw_peft_folder_records_alpha_beside(kind, model, tmp_path):
+    from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 
-    unet = tiny_model("sd15").unet
-    wrapped = get_peft_model(unet, LoraConfig(r=4, lora_alpha=10, use_rslora=True, target_modules=["to_q", "conv1"]))
+    unet, on = tiny_model("sd15").unet, {"target_modules": ["to_out.0", "conv1"]}
+    config = {
+        "rslora": lambda: LoraConfig(r=4, lora_alpha=10, use_rslora=True, **on),
+        "dora": lambda: LoraConfig(r=4, lora_alpha=10, use_dora=True, **on),
+        "biased": lambda: LoraConfig(r=4, lora_alpha=10, lora_bias=True, **on),
+        "loha": lambda: LoHaConfig(r=4, alpha=2, use_effective_conv2d=True, **on),
+        "lokr": lambda: LoKrConfig(r=2, alpha=1, **on),
+    }[kind]()
+    wrapped, plain = get_peft_model(unet, config).eval(), output(model.unet)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, generator=generator)
+        if any(mark in name for mark in ("lora_B", "hada_", "lokr_", "magnitude")):
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.3
+    assert (output(wrapped) - plain).abs().max() > 0.05
     wrapped.save_pretrained(tmp_path)
     LoraStack(model).set([(read_lora(tmp_path / "adapter_model.safetensors", family=model.family), 1.0, 1.0)])
     assert (output(wrapped) - output(model.unet)).abs().max() < 1e-4

@@ -50,9 +50,21 @@ def text(width, prefix):
         (conv(**{"lora_down.weight": torch.ones(0, 8, 3, 3), "lora_up.weight": torch.ones(8, 0, 1, 1)}), "damaged"),
         (conv(alpha=torch.ones(2)), "the alpha of the module .* is not one number"),
         (conv() | peft({MODULE: Piece(torch.ones(2, 8, 3, 3), torch.ones(8, 2, 1, 1), None)}), "'down' of .* twice"),
-        (conv(dora_scale=torch.ones(8)), f"is a DoRA .its key '{KEY}.dora_scale'., a format that is not read yet"),
-        ({f"{KEY}.hada_w1_a": torch.ones(2, 2)}, "is a LoHa"),
-        (conv() | {"bundle_emb.x.string_to_param.*": torch.ones(1, 8)}, "is a LoRA with a bundled embedding"),
+        (conv(dora_scale=torch.ones(9, 1, 1, 1)), r"damaged: the shapes .*dora_scale \[9, 1, 1, 1\]"),
+        ({f"{KEY}.dora_scale": torch.ones(8, 1)}, "has dora_scale but no 'down'"),
+        ({f"{KEY}.hada_w1_a": torch.ones(2, 2)}, "incomplete: .* has hada_w1_a but no 'hada_w1_b'"),
+        ({f"{KEY}.lokr_w1": torch.ones(2, 2)}, "incomplete: .* has lokr_w1 but no 'lokr_w2_a'"),
+        (conv(diff=torch.ones(8, 8, 3, 3)), "parts of two formats, LoRA and full difference"),
+        ({f"{KEY}.oft_diag": torch.ones(2, 4, 4)}, "is an OFT in the first LyCORIS form .its key"),
+        (conv() | {"bundle_emb.../x.string_to_param.*": torch.ones(1, 8)}, "is not the name of an embedding"),
+        (conv() | {"bundle_emb.x.clip_l": torch.ones(1, 8, 3)}, r"the embedding 'x' has the shapes \[1, 8, 3\]"),
+        ({"emb_params": torch.ones(1, 8)}, "is a textual inversion, not a LoRA"),
+        (conv() | {"../../etc/passwd.lora_up.weight": torch.ones(2, 2)}, "fit no known module, first '../../etc"),
+        (conv(**{"lora_down.weight": torch.ones(200_000, 1), "lora_up.weight": torch.ones(1, 200_000)}), "damaged"),
+        (
+            {f"{KEY}.lokr_w1": torch.ones(1000, 2), f"{KEY}.lokr_w2": torch.ones(1000, 2)},
+            r"would have the shape \[1000000, 4\]",
+        ),
     ],
 )
 def test_one_sentence(tensors, words, tmp_path):
@@ -80,6 +92,35 @@ def test_damaged_files(tmp_path):
         read_lora(tmp_path / "absent.safetensors")
     with pytest.raises(CheckpointError, match="pickle"):
         read_lora(tmp_path / "ink.pt")
+
+
+def _entry(key, shape, start, end):
+    return f'"{KEY}.{key}": {{"dtype": "F32", "shape": {list(shape)}, "data_offsets": [{start}, {end}]}}'
+
+
+@pytest.mark.parametrize(
+    ("length", "entries"),
+    [
+        (1 << 62, ""),
+        (90_000_000, ""),
+        (None, _entry("lora_down.weight", (1 << 40, 1 << 40), 0, 16)),
+        (None, _entry("lora_down.weight", (1 << 20, 1 << 20), 0, 1 << 42)),
+        (None, _entry("lora_down.weight", (-4,), 0, 16)),
+        (None, _entry("lora_down.weight", (4,), 16, 0)),
+        (None, _entry("lora_up.weight", (2, 1), 0, 8) + "," + _entry("lora_up.weight", (2, 1), 8, 16)),
+        (None, _entry("lora_up.weight", (2, 1), 0, 8) + "," + _entry("lora_down.weight", (2, 1), 4, 12)),
+        (None, '"a": ' + "[" * 100_000),
+        (None, "nonsense"),
+    ],
+)
+def test_headers_that_lie(length, entries, tmp_path):
+    """Nothing of what they declare is ever allocated."""
+    header = f"{{{entries}}}".encode()
+    body = (len(header) if length is None else length).to_bytes(8, "little") + header + bytes(16)
+    (tmp_path / "ink.safetensors").write_bytes(body)
+    with pytest.raises(LoraError, match=r"ink\.safetensors") as caught:
+        read_lora(tmp_path / "ink.safetensors")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 def test_a_whole_unet_is_not_a_lora(tmp_path):

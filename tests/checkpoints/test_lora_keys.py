@@ -13,7 +13,10 @@ LDM = {
     "time_embed_2": "time_embedding.linear_2",
     "label_emb_0_0": "add_embedding.linear_1",
     "label_emb_0_2": "add_embedding.linear_2",
+    "out_0": "conv_norm_out",
     "out_2": "conv_out",
+    "input_blocks_1_0_in_layers_0": "down_blocks.0.resnets.0.norm1",
+    "output_blocks_3_1_norm": "up_blocks.1.attentions.0.norm",
     "input_blocks_1_0_in_layers_2": "down_blocks.0.resnets.0.conv1",
     "input_blocks_2_0_out_layers_3": "down_blocks.0.resnets.1.conv2",
     "input_blocks_3_0_op": "down_blocks.0.downsamplers.0.conv",
@@ -117,28 +120,59 @@ def test_unknown_names(key):
 
 
 @pytest.mark.parametrize(
+    ("ending", "part"),
+    [
+        ("hada_w1_a", "hada_w1_a"),
+        ("hada_t2", "hada_t2"),
+        ("lokr_w1", "lokr_w1"),
+        ("lokr_w2_b", "lokr_w2_b"),
+        ("dora_scale", "dora_scale"),
+        ("lora_magnitude_vector", "magnitude"),
+        ("lora_magnitude_vector.weight", "magnitude"),
+        ("lora_magnitude_vector.default.weight", "magnitude"),
+        ("lambda_layer", "lambda_layer"),
+        ("p_layer.weight", "p_layer"),
+        ("a1.weight", "a1"),
+        ("oft_blocks", "oft_blocks"),
+        ("weight", "weight"),
+        ("on_input", "on_input"),
+        ("diff", "diff"),
+        ("diff_b", "diff_b"),
+        ("w_norm", "diff"),
+        ("b_norm", "diff_b"),
+        ("set_weight", "set_weight"),
+        ("lora_B.bias", "bias"),
+        ("lora_up.bias", "bias"),
+    ],
+)
+def test_parts_of_every_family(ending, part):
+    module = "mid_block.resnets.0.conv1"
+    assert parse_key(f"{kohya_name(module)}.{ending}") == Key("unet", module, part)
+    assert parse_key(f"lycoris_{module.replace('.', '_')}.{ending}") == Key("unet", module, part)
+
+
+@pytest.mark.parametrize(
     ("ending", "label"),
     [
-        ("hada_w1_a", "a LoHa"),
-        ("lokr_w1", "a LoKr"),
-        ("dora_scale", "a DoRA"),
-        ("lora_magnitude_vector.weight", "a DoRA"),
-        ("lambda_layer", "a T-LoRA"),
-        ("a1.weight", "a GLoRA"),
-        ("oft_blocks", "an OFT or BOFT"),
-        ("on_input", "an IA3"),
-        ("diff", "a LoRA with full weight differences"),
-        ("diff_b", "a LoRA with full weight differences"),
-        ("w_norm", "a LoRA with norm differences"),
-        ("lora_B.bias", "a LoRA with biases"),
+        ("oft_diag", "an OFT in the first LyCORIS form"),
+        ("oft_R.weight", "an OFT or BOFT in PEFT's form"),
+        ("boft_s", "an OFT or BOFT in PEFT's form"),
+        ("ia3_l", "an IA3 in PEFT's form"),
     ],
 )
 def test_formats_that_are_not_read(ending, label):
-    plain = "lora_unet_mid_block_resnets_0_conv1"
-    assert unsupported([f"{plain}.lora_up.weight"]) is None
+    plain = "base_model.model.mid_block.resnets.0.conv1"
+    assert unsupported([f"{plain}.lora_A.weight"]) is None
     assert unsupported([f"{plain}.alpha", f"{plain}.{ending}"]) == (label, f"{plain}.{ending}")
 
 
 def test_foreign_prefixes():
-    assert unsupported(["bundle_emb.x.string_to_param.*"]) is not None
     assert unsupported(["lora_transformer_single_blocks_0.alpha", "x"]) is not None
+
+
+def test_norms():
+    text = "encoder.layers.0.layer_norm1"
+    assert parse_key("lora_te_text_model_encoder_layers_0_layer_norm1.w_norm") == Key("text_encoder", text, "diff")
+    assert parse_key("base_model.model.encoder.layers.0.mlp.fc1.lora_A.weight") == Key(
+        "text_encoder", "encoder.layers.0.mlp.fc1", "down"
+    )

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.backends.onnx_lora import additions
 from fewstep.backends.onnx_session import FILES, Sessions
 from fewstep.backends.onnx_text import OnnxText, OnnxTextEncoder
 from fewstep.checkpoints.description import Sampling, describe
+from fewstep.checkpoints.lora_apply import Merge, additions, strength_of
 from fewstep.models.family import Family
 from fewstep.sampling.schedule import Schedule
 
@@ -53,15 +53,18 @@ class OnnxModel:
         """Begin to make the sessions of a picture from text, in the order of their use, in the background."""
         self.sessions.start("unet", "text_encoder", "text_kv", "vae_decoder")
 
-    def set_loras(self, loras: Sequence[tuple[Any, float, float]]) -> None:
-        """Make the model carry exactly these (LoRA, weight for the UNet, weight for the text encoder).
+    def set_loras(self, loras: Sequence[Merge]) -> None:
+        """Make the model carry exactly these (LoRA, weight for the UNet, weight for the text encoder), or (LoRA,
+        `Strength`).
 
         Raises LoraError when one does not fit, RequestError for a weight that is not finite; nothing changes then.
         """
-        state = tuple((lora.fingerprint, *weights) for lora, *weights in loras)
+        state = tuple((lora.fingerprint, strength) for lora, strength in map(strength_of, loras))
         if state == self._loras:
             return
-        self.sessions.set_additions(additions(loras, self.sessions.modules()))
+        shapes, family = self.sessions.modules(), self.family
+        found, _ = additions(loras, shapes, label=family.label, text_encoders=family.text_encoders)
+        self.sessions.set_additions(found)
         self._loras = state
 
     def text_kv(self, text: OnnxText) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.backends.onnx_lora import Additions, merged
+from fewstep.checkpoints.lora_apply import Additions, merged
 from fewstep.errors import CheckpointError
 
 FILES = {
@@ -70,10 +70,9 @@ class Sessions:
         return {name: shape for graph in graphs for name, shape in self.wanted[graph].items()}
 
     def modules(self) -> dict[str, list[int]]:
-        """Every module that a LoRA may change ("unet.<module>", "text_encoder.<module>") and its weight's shape."""
+        """Every weight that a LoRA may change ("unet.<module>", "text_encoder.<module>", .bias) and its shape."""
         parts = {part: self.shapes(part) for part in ("unet", "text_encoder")}
-        found = {module_of(part, name): shape for part, shapes in parts.items() for name, shape in shapes.items()}
-        return {module: shape for module, shape in found.items() if module}
+        return {module_of(part, name): shape for part, shapes in parts.items() for name, shape in shapes.items()}
 
     def start(self, *graphs: str) -> None:
         """Begin to make these sessions in the background, in this order."""
@@ -139,13 +138,11 @@ class Session:
 
 
 def module_of(part: str, name: str) -> str:
-    """The module of a weight as LoRAs name it; "" for a bias.
+    """A weight as LoRAs name it: its module, with `.bias` behind it for a bias.
 
     >>> module_of("text_encoder", "text_model.encoder.layers.0.mlp.fc1.weight"), module_of("unet", "conv_in.bias")
-    ('text_encoder.encoder.layers.0.mlp.fc1', '')
+    ('text_encoder.encoder.layers.0.mlp.fc1', 'unet.conv_in.bias')
     """
-    if not name.endswith(".weight"):
-        return ""
     return f"{part}.{name.removeprefix('text_model.').removesuffix('.weight')}"
 
 

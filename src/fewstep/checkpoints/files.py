@@ -153,7 +153,7 @@ def _is_short(path: Path) -> bool:
         try:
             header = json.loads(file.read(length) if length < _LONGEST_HEADER else b"")
             return size < 8 + length + max(entry["data_offsets"][1] for key, entry in header.items() if key[:2] != "__")
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
             return False
 
 

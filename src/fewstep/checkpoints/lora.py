@@ -2,7 +2,8 @@
 
 LoRA, arXiv 2106.09685: W + (alpha / rank) up @ down, here times a weight of the user's. Every module has its own alpha;
 a file without alphas means alpha = rank. (diffusers gives all attention one alpha: wrong for resized LoRAs.)
-LoCon: the same for convolutions, with a `mid` between the two where the file has one (LyCORIS, arXiv 2309.14859).
+The other families stand in `lora_families`. Each is a difference from the untouched weight W0, also those that multiply
+(IA3, OFT, DoRA): a stack is W0 + the sum of weight x difference, so its order does not matter.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,21 +20,17 @@ from torch import Tensor, nn
 from fewstep.checkpoints.description import Sampling
 from fewstep.checkpoints.files import read_tensors, write_safetensors
 from fewstep.checkpoints.load import Model
+from fewstep.checkpoints.lora_apply import Merge, Strength, add, additions, part_of, strength_of
+from fewstep.checkpoints.lora_families import Layer, LoraLayer
 from fewstep.checkpoints.lora_keys import kohya_name, parse_key
 from fewstep.checkpoints.lora_metadata import legacy_hash, required_metadata, tensor_hash, usage_metadata
-from fewstep.checkpoints.lora_read import Lora, LoraLayer, cross_attention_dim, is_cross, is_sound, read_lora
-from fewstep.errors import LoraError, OutputError, RequestError
+from fewstep.checkpoints.lora_read import Lora, cross_attention_dim, is_cross, read_lora
+from fewstep.errors import LoraError, OutputError
 
-__all__ = ["Lora", "LoraLayer", "LoraStack", "Merged", "delta", "read_lora", "stack_of", "write_lora"]
+__all__ = ["Lora", "LoraLayer", "LoraStack", "Merged", "Strength", "read_lora", "stack_of", "write_lora"]
 
-
-def delta(layer: LoraLayer, *, device: torch.device | str | None = None) -> Tensor:
-    """(alpha / rank) up @ down in float32, in the shape that `down` tells: [out, in] or [out, in, height, width]."""
-    down, up = layer.down.to(device, torch.float32), layer.up.to(device, torch.float32)
-    up_OR = up.flatten(1) * (layer.alpha / layer.rank)
-    if layer.mid is not None:
-        return torch.einsum("or,rshw,si->oihw", up_OR, layer.mid.to(device, torch.float32), down.flatten(1))
-    return (up_OR @ down.flatten(1)).unflatten(1, down.shape[1:])
+CACHE_BYTES = 1 << 30
+"""The memory that a stack may take for merged weights that are not in use, on the model's device: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,10 @@ class Merged:
     """One entry of what a model carries: which LoRA, how strongly."""
 
     fingerprint: str
-    weight_unet: float
-    weight_text: float
+    strength: Strength
 
+
+State = tuple[Merged, ...]
 
 _STACKS: "WeakKeyDictionary[nn.Module, LoraStack]" = WeakKeyDictionary()
 
@@ -57,83 +55,114 @@ class LoraStack:
     """The LoRAs merged into one model's weights, in place. Take a model's from `stack_of`.
 
     `state` tells what is merged. Setting the same again does nothing; any other stack is merged anew from the untouched
-    weights, which are kept on the CPU while they differ from the model's: `set([])` restores every bit of them.
+    weights, which are kept on the CPU while they differ from the model's: `set([])` restores every bit of them. What
+    was merged before and is worth keeping is kept, up to `CACHE_BYTES`.
     """
 
     def __init__(self, model: Model) -> None:
         """A stack for `model`, which carries no LoRA yet."""
-        self.state: tuple[Merged, ...] = ()
-        self._label = model.family.label
-        self._modules = _modules(model)
+        self.state: State = ()
+        self.notes: tuple[str, ...] = ()
+        self._family = model.family
+        self._weights = weights_of(model)
         self._base: dict[str, Tensor] = {}
+        self._worth_keeping = False
+        self._cache = _Cache(CACHE_BYTES)
 
     @torch.no_grad()
-    def set(self, loras: Sequence[tuple[Lora, float, float]]) -> None:
-        """Make the model carry exactly these (LoRA, weight for the UNet, weight for the text encoders).
+    def set(self, loras: Sequence[Merge]) -> None:
+        """Make the model carry exactly these (LoRA, weight for the UNet, weight for the text encoders), or (LoRA,
+        `Strength`).
 
-        Nothing is changed when one of them does not fit. Sums are in float32: the order matters only by rounding.
+        Nothing is changed when one of them does not fit; what lenient ones have that does not fit is left out and named
+        in `notes`. Sums are in float32: the order matters only by rounding.
 
         Raises:
             LoraError: a LoRA has modules that the model lacks, or of another shape.
             RequestError: a weight is not a finite number.
         """
-        state = tuple(Merged(lora.fingerprint, weight_unet, weight_text) for lora, weight_unet, weight_text in loras)
+        state = tuple(Merged(lora.fingerprint, strength) for lora, strength in map(strength_of, loras))
         if state == self.state:
             return
-        additions = self._additions(loras)
+        shapes = {name: tuple(weight.shape) for name, weight in self._weights.items()}
+        found, notes = additions(loras, shapes, label=self._family.label, text_encoders=self._family.text_encoders)
+        if self._worth_keeping:
+            self._cache.put(self.state, {name: self._weights[name] for name in self._base})
+        held = self._cache.get(state)
         try:
-            for name in [name for name in self._base if name not in additions]:
+            for name in [name for name in self._base if name not in found]:
                 self._restore(name)
-            for name, parts in additions.items():
-                self._merge(name, parts)
+            for name, parts in found.items():
+                self._merge(name, parts, held.get(name))
         except BaseException:
             self._restore_all()
             raise
-        self.state = state
+        self.state, self.notes, self._worth_keeping = state, tuple(notes), self._is_costly(found)
 
-    def _additions(self, loras: Iterable[tuple[Lora, float, float]]) -> dict[str, list[tuple[LoraLayer, float]]]:
-        additions: dict[str, list[tuple[LoraLayer, float]]] = {}
-        for lora, weight_unet, weight_text in loras:
-            unet = {f"unet.{name}": layer for name, layer in lora.layers.items()}
-            for layers, weight in ((unet, weight_unet), (lora.text_layers, weight_text)):
-                _check_weight(lora, weight)
-                self._check_fit(lora, layers)
-                for name, layer in layers.items() if weight else ():
-                    additions.setdefault(name, []).append((layer, weight))
-        return additions
-
-    def _check_fit(self, lora: Lora, layers: Mapping[str, LoraLayer]) -> None:
-        missing = [name for name in layers if name not in self._modules]
-        if missing:
-            raise LoraError(
-                f"'{lora.path.name}' does not fit this {self._label} model: {len(missing)} of its {len(layers)} "
-                f"modules are not there, first '{missing[0]}'. Use a LoRA made for {self._label}."
-            )
-        for name, layer in layers.items():
-            wanted, found = self._modules[name].weight.shape, _shape(layer)
-            if wanted.numel() != found.numel() or wanted[:2] != found[:2]:
-                raise LoraError(
-                    f"'{lora.path.name}' does not fit this {self._label} model: '{name}' has shape {list(wanted)}, "
-                    f"the LoRA's is {list(found)}. Use a LoRA made for this model."
-                )
-
-    def _merge(self, name: str, parts: Iterable[tuple[LoraLayer, float]]) -> None:
-        weight = self._modules[name].weight
-        base = self._base.setdefault(name, weight.detach().to("cpu", copy=True))
-        total = base.to(weight.device, torch.float32, copy=True)
+    def _merge(self, name: str, parts: Iterable[tuple[Layer, float]], held: Tensor | None) -> None:
+        weight, base = self._weights[name], self._base.get(name)
+        if base is None:
+            base = self._base[name] = weight.detach().to("cpu", copy=True)
+        elif held is None and weight.dtype == torch.float32:
+            weight.copy_(base)
+        if held is not None:
+            weight.copy_(held)
+            return
+        total = weight if weight.dtype == torch.float32 else base.to(weight.device, torch.float32)
         for layer, strength in parts:
-            # A 1x1 convolution and a linear layer are the same numbers: either may carry the other's LoRA.
-            total += strength * delta(layer, device=weight.device).reshape(total.shape)
-        weight.copy_(total)
+            _add(total, base, layer, strength)
+        if total is not weight:
+            weight.copy_(total)
+
+    def _is_costly(self, found: Mapping[str, Sequence[tuple[Layer, float]]]) -> bool:
+        """Is a copy quicker than merging again? A plain LoRA on the CPU is merged as quickly as it is copied."""
+        layers = (layer for parts in found.values() for layer, _ in parts)
+        on_cpu = all(self._weights[name].device.type == "cpu" for name in found)
+        return bool(found) and not (on_cpu and all(isinstance(layer, LoraLayer) for layer in layers))
 
     def _restore(self, name: str) -> None:
-        self._modules[name].weight.copy_(self._base[name])
+        self._weights[name].copy_(self._base[name])
         del self._base[name]
 
     def _restore_all(self) -> None:
         for name in list(self._base):
             self._restore(name)
-        self.state = ()
+        self.state, self.notes, self._worth_keeping = (), (), False
+
+
+class _Cache:
+    """Merged weights by state, the least recently used leaving first when they take more than `limit` bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._held: dict[State, dict[str, Tensor]] = {}
+
+    def put(self, state: State, weights: Mapping[str, Tensor]) -> None:
+        if _bytes(weights) > self.limit:
+            return
+        self._held.pop(state, None)
+        while self._held and _bytes(weights) + sum(map(_bytes, self._held.values())) > self.limit:
+            del self._held[next(iter(self._held))]
+        self._held[state] = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    def get(self, state: State) -> dict[str, Tensor]:
+        found = self._held.pop(state, {})
+        if found:
+            self._held[state] = found
+        return found
+
+
+def _bytes(weights: Mapping[str, Tensor]) -> int:
+    return sum(weight.nbytes for weight in weights.values())
+
+
+def _add(total: Tensor, base: Tensor, layer: Layer, strength: float) -> None:
+    """`lora_apply.add` for torch; a plain LoRA's product goes straight into the sum, in one pass over it."""
+    if isinstance(layer, LoraLayer) and layer.mid is None and part_of(layer, total) is total:
+        up, down = (part.to(total.device, torch.float32).flatten(1) for part in (layer.up, layer.down))
+        total.flatten(1).addmm_(up, down, alpha=strength * layer.scale)
+    else:
+        add(total, base.to(total.device, torch.float32), layer, strength)
 
 
 def write_lora(
@@ -163,16 +192,16 @@ def write_lora(
         alpha=alpha,
         ranks={down.shape[0] for down, _ in layers.values()},
         convolutions=any(down.ndim == 4 and down[0, 0].numel() > 1 for down, _ in layers.values()),
-        width=cross_attention_dim(LoraLayer(*pair, alpha) for name, pair in layers.items() if is_cross(name)),
+        width=cross_attention_dim(LoraLayer(*pair) for name, pair in layers.items() if is_cross(name)),
         size=size,
     )
     facts |= (usage_metadata(sampling) if sampling is not None else {}) | dict(metadata or {})
-    hashes = _hashes(tensors, facts)
+    hashes = hashes_of(tensors, facts)
     write_safetensors(path, tensors, facts | hashes)
     return _read_back(path, layers, tensors, hashes["sshs_model_hash"])
 
 
-def _hashes(tensors: dict[str, Tensor], facts: Mapping[str, str]) -> dict[str, str]:
+def hashes_of(tensors: dict[str, Tensor], facts: Mapping[str, str]) -> dict[str, str]:
     """kohya's and ModelSpec's, of a file with the training's keys only: those nobody edits later."""
     content = save(tensors, {key: value for key, value in facts.items() if key.startswith("ss_")})
     digest = tensor_hash(BytesIO(content))
@@ -183,27 +212,22 @@ def _hashes(tensors: dict[str, Tensor], facts: Mapping[str, str]) -> dict[str, s
     }
 
 
-def _shape(layer: LoraLayer) -> torch.Size:
-    inner = layer.down.shape[2:] if layer.mid is None else layer.mid.shape[2:]
-    return torch.Size((layer.up.shape[0], layer.down.shape[1], *inner))
-
-
-def _check_weight(lora: Lora, weight: float) -> None:
-    if not abs(weight) < float("inf"):
-        raise RequestError(f"The weight {weight} of the LoRA '{lora.name}' is not a finite number. Use one like 0.8.")
-
-
-def _modules(model: Model) -> dict[str, Any]:
-    """Every linear and convolution layer under the name it has in files, whatever else has been put beside it."""
+def weights_of(model: Model) -> dict[str, Any]:
+    """Every weight and bias of a linear, convolution or norm layer under the name its module has in files, biases with
+    `.bias` behind it; whatever else has been put beside it.
+    """
     roots = {"unet": model.unet, "text_encoder": model.text.encoders[0]}
     if len(model.text.encoders) > 1:
         roots["text_encoder_2"] = model.text.encoders[1]
-    return {
-        f"{component}.{name.removeprefix('text_model.').replace('.base_layer', '')}": module
-        for component, root in roots.items()
-        for name, module in root.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and ".lora_" not in name
-    }
+    found: dict[str, Any] = {}
+    for component, root in roots.items():
+        for path, module in root.named_modules():
+            if not isinstance(module, (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)) or ".lora_" in path:
+                continue
+            name = f"{component}.{path.removeprefix('text_model.').replace('.base_layer', '')}"
+            found |= {name: module.weight} if module.weight is not None else {}
+            found |= {f"{name}.bias": module.bias} if module.bias is not None else {}
+    return found
 
 
 def _kohya_tensors(layers: Mapping[str, tuple[Tensor, Tensor]], alpha: float) -> dict[str, Tensor]:
@@ -211,7 +235,7 @@ def _kohya_tensors(layers: Mapping[str, tuple[Tensor, Tensor]], alpha: float) ->
         raise LoraError("There are no LoRA layers to write.")
     tensors: dict[str, Tensor] = {}
     for module, (down, up) in layers.items():
-        if parse_key(kohya_name(module) + ".alpha") != ("unet", module, "alpha") or not is_sound(down, up, None):
+        if parse_key(kohya_name(module) + ".alpha") != ("unet", module, "alpha") or not _is_sound(down, up):
             raise LoraError(f"The LoRA layer '{module}' cannot be written: its name or shapes would not be read again.")
         if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
             raise LoraError(
@@ -220,6 +244,10 @@ def _kohya_tensors(layers: Mapping[str, tuple[Tensor, Tensor]], alpha: float) ->
         parts = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(alpha))}
         tensors |= {f"{kohya_name(module)}.{part}": tensor for part, tensor in parts.items()}
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _is_sound(down: Tensor, up: Tensor) -> bool:
+    return LoraLayer(down, up).shape is not None and 0 not in (*down.shape, *up.shape)
 
 
 def _read_back(

@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 Component = Literal["unet", "text_encoder", "text_encoder_2"]
-Part = Literal["down", "up", "mid", "alpha"]
 
 
 class Key(NamedTuple):
@@ -24,7 +23,7 @@ class Key(NamedTuple):
 
     component: Component
     module: str
-    part: Part
+    part: str
 
 
 def _words(text: str) -> re.Pattern[str]:
@@ -36,10 +35,11 @@ def _words(text: str) -> re.Pattern[str]:
 _UNET_WORDS = _words("""
     down_blocks up_blocks mid_block attentions resnets downsamplers upsamplers transformer_blocks attn1 attn2 ff net
     proj to_q to_k to_v to_out proj_in proj_out conv conv1 conv2 conv_shortcut conv_in conv_out time_emb_proj
-    time_embedding add_embedding linear_1 linear_2 cond_proj
+    time_embedding add_embedding linear_1 linear_2 cond_proj norm norm1 norm2 norm3 conv_norm_out
 """)
 _TEXT_WORDS = _words("""
     text_model encoder layers self_attn q_proj k_proj v_proj out_proj to_q to_k to_v to_out mlp fc1 fc2 text_projection
+    layer_norm1 layer_norm2 final_layer_norm
 """)
 _OLD_TEXT_WORDS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -56,17 +56,32 @@ _PREFIXES: tuple[tuple[str, Component], ...] = (
     ("text_model.", "text_encoder"),
 )
 
-_SUFFIX = re.compile(
-    r"""(?P<module>.+?)(?:
-        \.lora_(?P<kohya>down|up|mid)\.weight
-      | \.lora_(?P<peft>A|B)(?:\.[^.]+)?\.weight
-      | [._]lora(?:_linear_layer)?\.(?P<old>down|up)\.weight
-      | (?:_lora)?\.(?P<alpha>alpha)
-    )""",
-    re.VERBOSE,
-)
+_PARTS: dict[str, str] = {
+    "down": r"\.lora_down\.weight|\.lora_A(?:\.[^.]+)?\.weight|[._]lora(?:_linear_layer)?\.down\.weight",
+    "up": r"\.lora_up\.weight|\.lora_B(?:\.[^.]+)?\.weight|[._]lora(?:_linear_layer)?\.up\.weight",
+    "mid": r"\.lora_mid\.weight",
+    "bias": r"\.lora_(?:up|B)(?:\.[^.]+)?\.bias",
+    "alpha": r"(?:_lora)?\.alpha",
+    "dora_scale": r"(?:_lora)?\.dora_scale",
+    "magnitude": r"\.lora_magnitude_vector(?:\.[^.]+){0,2}",
+    **{part: rf"\.{part}" for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
+    **{part: rf"\.{part}" for part in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_t1")},
+    **{part: rf"\.{part}" for part in ("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
+    **{part: rf"\.{part}\.weight" for part in ("a1", "a2", "b1", "b2", "bm", "q_layer", "p_layer")},
+    **{part: rf"\.{part}" for part in ("lambda_layer", "oft_blocks", "rescale", "on_input", "set_weight")},
+    "diff": r"\.diff|\.w_norm",
+    "diff_b": r"\.diff_b|\.b_norm",
+    "weight": r"\.weight",
+}
+"""Part of a family (a field in `lora_families`) -> how the names of its tensors end."""
+
+_NAMINGS = {"lora_": "kohya", "lycoris_": "LyCORIS", "base_model.model.": "PEFT", "diffusion_model.": "ComfyUI"}
+
+_SUFFIX = re.compile(r"(?P<module>.+?)(?:" + "|".join(f"(?P<{part}>{end})" for part, end in _PARTS.items()) + ")")
 
 _RESIDUAL = {
+    "in_layers_0": "norm1",
+    "out_layers_0": "norm2",
     "in_layers_2": "conv1",
     "emb_layers_1": "time_emb_proj",
     "out_layers_3": "conv2",
@@ -74,6 +89,7 @@ _RESIDUAL = {
 }
 _OUTSIDE_BLOCKS = {
     "input_blocks_0_0": "conv_in",
+    "out_0": "conv_norm_out",
     "out_2": "conv_out",
     "time_embed_0": "time_embedding.linear_1",
     "time_embed_2": "time_embedding.linear_2",
@@ -85,17 +101,9 @@ _LDM_BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)_(\d+)(?:_(\d
 _BLOCKS_PER_LEVEL = 3  # two residual blocks and a change of size, in every published model of this layout (going down)
 
 _UNSUPPORTED: tuple[tuple[str, str], ...] = (
-    ("a LoHa", r"\.hada_"),
-    ("a LoKr", r"\.lokr_"),
-    ("a DoRA", r"\.dora_scale$|\.lora_magnitude_vector"),
-    ("a T-LoRA", r"\.[pq]_layer\.weight$|\.lambda_layer$"),
-    ("a GLoRA", r"\.(a1|a2|b1|b2|bm)\.weight$"),
-    ("an OFT or BOFT", r"\.oft_"),
-    ("an IA3", r"\.on_input$"),
-    ("a LoRA with full weight differences", r"\.diff(_b)?$|\.set_weight$"),
-    ("a LoRA with norm differences", r"\.[wb]_norm$"),
-    ("a LoRA with biases", r"\.lora_(B|up)(\.[^.]+)?\.bias$"),
-    ("a LoRA with a bundled embedding", r"^bundle_emb\."),
+    ("an OFT in the first LyCORIS form", r"\.oft_diag$"),
+    ("an OFT or BOFT in PEFT's form", r"\.b?oft_[RrSs](\.|$)"),
+    ("an IA3 in PEFT's form", r"\.ia3_l(\.|$)"),
     ("a ControlNet-LLLite", r"^lllite_"),
     (
         "a LoRA for a transformer or Kandinsky model",
@@ -116,10 +124,14 @@ def parse_key(key: str) -> Key | None:
     match = _SUFFIX.fullmatch(key.removeprefix("base_model.model."))
     if match is None:
         return None
+    if match.lastgroup == "weight" and not match["module"].startswith(
+        ("lora_", "lycoris_")
+    ):  # a checkpoint's, not IA3's
+        return None
     component, rest = _component(match["module"])
     flat = rest.replace(".processor.", ".").replace(".", "_")
     module = _unet_module(flat) if component == "unet" else _text_module(flat)
-    return None if module is None else Key(component, module, _part(match))
+    return None if module is None else Key(component, module, str(match.lastgroup))
 
 
 def unsupported(keys: Iterable[str]) -> tuple[str, str] | None:
@@ -131,6 +143,18 @@ def unsupported(keys: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
+def naming_of(key: str) -> str:
+    """Whose spelling a key has.
+
+    >>> naming_of("lora_unet_conv_in.alpha"), naming_of("base_model.model.conv_in.lora_A.weight")
+    ('kohya', 'PEFT')
+    """
+    for prefix, naming in _NAMINGS.items():
+        if key.startswith(prefix):
+            return naming
+    return "diffusers before PEFT" if re.search(r"[._]lora\.(down|up)\.", key) else "diffusers"
+
+
 def kohya_name(module: str) -> str:
     """The kohya name of a UNet module, which every user interface reads.
 
@@ -140,18 +164,11 @@ def kohya_name(module: str) -> str:
     return "lora_unet_" + module.replace(".", "_")
 
 
-def _part(match: re.Match[str]) -> Part:
-    if match["alpha"]:
-        return "alpha"
-    name = match["kohya"] or match["old"] or {"A": "down", "B": "up"}[match["peft"]]
-    return "mid" if name == "mid" else "down" if name == "down" else "up"
-
-
 def _component(name: str) -> tuple[Component, str]:
     for prefix, component in _PREFIXES:
         if name.startswith(prefix):
             return component, name.removeprefix(prefix)
-    return "unet", name
+    return ("text_encoder" if name.startswith("encoder.layers.") else "unet"), name
 
 
 def _unet_module(flat: str) -> str | None:

@@ -82,7 +82,7 @@ class PeftConfigs:
         With rsLoRA (arXiv 2312.03732) the strength is alpha / sqrt(rank), told here as an alpha of alpha * sqrt(rank).
         """
         config = self.configs.get(component, {})
-        alpha = config.get("lora_alpha", rank)
+        alpha = config.get("lora_alpha", config.get("alpha", rank))  # "alpha" is LoHa's and LoKr's
         for pattern, own in (config.get("alpha_pattern") or {}).items():
             if re.fullmatch(rf"(?:.*\.)?(?:{pattern.replace('text_model.', '')})", module):
                 alpha = own

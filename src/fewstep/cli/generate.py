@@ -39,7 +39,9 @@ def register(subparsers: Any) -> None:
     _add_request_options(parser)
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="png, jpg or webp; named by the prompt if none")
     parser.add_argument("--model", metavar="PATH", help="model folder or Hub name; the embedded model if absent")
-    parser.add_argument("--lora", action="append", type=_lora, metavar="FILE[:WEIGHT]", help="LoRA; may be repeated")
+    parser.add_argument(
+        "--lora", action="append", type=lora_option, metavar="FILE[:WEIGHT]", help="LoRA; may be repeated"
+    )
     parser.add_argument("--no-lora", action="store_true", help="without the embedded model's own few-step LoRA")
     parser.add_argument("--from", dest="source", type=Path, metavar="PICTURE", help="take its settings from this one")
     parser.add_argument("--grid", action="store_true", help="write one contact sheet instead of single pictures")
@@ -77,7 +79,7 @@ def _type_of(spec: Spec) -> Any:
     return number if spec.kind in ("whole", "number") else str
 
 
-def _lora(text: str) -> tuple[str, float]:
+def lora_option(text: str) -> tuple[str, float]:
     """`ink.safetensors:0.6` as (path, weight); without a weight it is 1."""
     path, colon, weight = text.rpartition(":")
     try:

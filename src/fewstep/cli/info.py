@@ -63,10 +63,15 @@ def _picture(path: Path) -> dict[str, Any]:
 
 
 def _lora(path: Path) -> dict[str, Any]:
+    from fewstep.checkpoints.files import read_header
     from fewstep.checkpoints.lora import read_lora
+    from fewstep.checkpoints.lora_families import alpha_of, tensors_of
+    from fewstep.checkpoints.lora_keys import naming_of
+    from fewstep.checkpoints.lora_read import cross_attention_dim, is_cross
 
-    lora = read_lora(path)
-    layers = [*lora.layers.values(), *lora.text_layers.values()]
+    lora = read_lora(path, lenient=True)
+    layers = list(lora.all_layers.values())
+    tensors = [tensor for layer in layers for tensor in tensors_of(layer)]
     return {
         "kind": "LoRA",
         "path": str(path),
@@ -74,11 +79,15 @@ def _lora(path: Path) -> dict[str, Any]:
         "hash": lora.hash[:12],
         "unet_modules": len(lora.layers),
         "text_modules": len(lora.text_layers),
-        "ranks": sorted({layer.rank for layer in layers}),
-        "alphas": sorted({layer.alpha for layer in layers}),
-        "parameters": sum(layer.down.numel() + layer.up.numel() for layer in layers),
-        "dtype": ", ".join(sorted({str(layer.down.dtype).removeprefix("torch.") for layer in layers})),
-        "cross_attention": next((m.down.shape[1] for n, m in lora.layers.items() if n.endswith("attn2.to_k")), None),
+        "families": {name: sum(layer.label == name for layer in layers) for name in lora.families},
+        "namings": sorted({naming_of(key) for key in read_header(path)[0] if not key.startswith("bundle_emb.")}),
+        "ranks": sorted({layer.rank for layer in layers if layer.rank is not None}),
+        "alphas": sorted({alpha for layer in layers if (alpha := alpha_of(layer)) is not None}),
+        "parameters": sum(tensor.numel() for tensor in tensors),
+        "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
+        "cross_attention": cross_attention_dim(layer for name, layer in lora.layers.items() if is_cross(name)),
+        "embeddings": [embedding.name for embedding in lora.embeddings],
+        "not_read": list(lora.skipped),
         "sampling": _sampling(lora.sampling),
         "metadata": lora.metadata,
     }

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fewstep.checkpoints.load import Model, load_model
-from fewstep.checkpoints.lora import read_lora
+from fewstep.checkpoints.lora import LoraLayer, read_lora
 from fewstep.data.latents import Data
 from fewstep.distill.checkpoint import STATE, is_state, read_state, settle, write_state
 from fewstep.distill.history import METRICS
@@ -205,7 +205,8 @@ def _start(run: Run) -> None:
         run.student.start(load_model(run.recipe.start, dtype="fp32").unet)
         return
     found = read_lora(run.recipe.start, family=run.model.family)
-    bent = [name for name, layer in found.layers.items() if layer.mid is not None]
+    plain = {name: layer for name, layer in found.layers.items() if isinstance(layer, LoraLayer) and layer.mid is None}
+    bent = [name for name in found.layers if name not in plain]
     if bent or found.text_layers:
         raise RecipeError(
             f"'{found.path.name}' also changes {'the text encoder' if found.text_layers else bent[0]} in a way that is "
@@ -213,7 +214,7 @@ def _start(run: Run) -> None:
         )
     start_lora(
         run.student.unet,
-        {name: (layer.down, layer.up * (layer.alpha / layer.rank)) for name, layer in found.layers.items()},
+        {name: (layer.down, layer.up * layer.scale) for name, layer in plain.items()},
     )
 
 
