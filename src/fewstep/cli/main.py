@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from fewstep import __version__
 from fewstep.errors import FewstepError, RequestError
 
-COMMANDS = ("generate", "info", "data", "distill", "report", "evaluate", "merge", "export", "serve")
+COMMANDS = ("generate", "info", "data", "distill", "report", "evaluate", "convert", "merge", "export", "serve")
 INTERRUPTED = 130
 
 
