@@ -155,6 +155,14 @@ def test_a_whole_open_clip_tower_loses_its_last_layer(tmp_path):
     assert same(found, load_model(whole_folder("sd2"), device="cpu"))
 
 
+def test_a_pickle_that_is_trusted(tmp_path):
+    path = tmp_path / "x.ckpt"
+    torch.save({"state_dict": load_file(written("sd15")), "global_step": 7}, path)
+    with pytest.raises(CheckpointError, match="pickle"):
+        load_stored(path)
+    assert same(load_stored(path, trust_pickle=True), load_stored(whole_folder("sd15")))
+
+
 # ---- what it predicts
 
 

@@ -16,7 +16,7 @@ from fewstep.checkpoints import files
 from fewstep.checkpoints.description import Description, describe, family_from, sampling_from, schedule_from
 from fewstep.checkpoints.lora_metadata import sampling_of
 from fewstep.checkpoints.shapes import text_config, unet_config, vae_config
-from fewstep.checkpoints.single import CONFIGS, MERGES, SingleFile, open_single
+from fewstep.checkpoints.single import CONFIGS, MERGES, PADS, SingleFile, open_single
 from fewstep.checkpoints.vocabulary import MARKS, clip_merges
 from fewstep.errors import CheckpointError, RequestError
 
@@ -96,7 +96,7 @@ def _describe_file(path: Path, base: str | Path | None, prediction: str | None, 
     family = family_from(configs, lambda part: path)
     sampling, why = sampling_from(configs, _sampling_records(file, configs))
     schedule = schedule_from(noise, path)
-    kept = {key: value for key, value in file.metadata.items() if key not in ("format", CONFIGS)}
+    kept = {key: value for key, value in file.metadata.items() if key not in ("format", CONFIGS, MERGES, PADS)}
     notes = (*file.notes, *why_noise)
     return Description(path.stem, path, family, schedule, sampling, why, configs, sources, kept, notes)
 
@@ -116,11 +116,10 @@ def _configs(file: SingleFile, recorded: Mapping[str, dict[str, Any]]) -> dict[s
     shapes = {part: file.part_shapes(part) for part in file.parts}
     xl = "add_embedding.linear_1.weight" in shapes.get("unet", {})
     pooled = shapes.get("text_encoder_2", {}).get("text_projection.weight", (None,))[0]
-    linear = any(name.endswith("proj_in.weight") and len(shape) == 2 for name, shape in shapes["unet"].items())
     makers = {
         "unet": lambda found: unet_config(found, pooled=pooled),
         "vae": lambda found: vae_config(found, xl=xl),
-        "text_encoder": lambda found: text_config(found, open_clip=linear and not xl),
+        "text_encoder": lambda found: text_config(found, open_clip=file.open_clip("text_encoder")),
         "text_encoder_2": lambda found: text_config(found, open_clip=True),
     }
     for part, found in shapes.items():

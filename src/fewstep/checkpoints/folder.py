@@ -177,13 +177,7 @@ def load_tokenizer(folder: Source, part: str) -> Any:
     from transformers import CLIPTokenizer
 
     if isinstance(folder, SingleFile):
-        merges = folder.metadata.get(MERGES)
-        encoder = part.replace("tokenizer", "text_encoder")
-        pad = folder.metadata.get(PADS, "").split(" ")[part.endswith("_2") :][0] or None
-        open_clip = encoder in folder.open_clip
-        return tokenizer_of(
-            tuple(merges.split("\n")) if merges else clip_merges(), pad=pad or ("!" if open_clip else MARKS[1])
-        )
+        return _own_tokenizer(folder, part)
     inside = folder / part
     whole = (inside / "tokenizer.json").is_file()
     missing = [name for name in ("vocab.json", "merges.txt") if not (inside / name).is_file()]
@@ -195,3 +189,12 @@ def load_tokenizer(folder: Source, part: str) -> Any:
         return CLIPTokenizer.from_pretrained(str(inside), local_files_only=True)
     except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exception
         raise CheckpointError(f"The tokenizer in '{inside}' cannot be read ({_first_line(error)}).") from None
+
+
+def _own_tokenizer(file: SingleFile, part: str) -> Any:
+    """What the file recorded of its tokenizer, else CLIP's."""
+    merges, pads = file.metadata.get(MERGES), file.metadata.get(PADS, "").split(" ")
+    number = int(part.endswith("_2"))
+    usual = "!" if file.open_clip(part.replace("tokenizer", "text_encoder")) else MARKS[1]
+    pad = pads[number] if number < len(pads) and pads[number] else usual
+    return tokenizer_of(tuple(merges.split("\n")) if merges else clip_merges(), pad=pad)

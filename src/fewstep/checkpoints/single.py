@@ -19,7 +19,7 @@ CONFIGS, MERGES, PADS = "fewstep.configs", "fewstep.merges", "fewstep.pads"
 """Metadata of files that this package wrote: configs as json; a tokenizer's merges, and what each pads with."""
 
 AVERAGE = "model_ema."
-_OPEN_CLIP_TOWERS = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
+_SD2_TOWER = "cond_stage_model.model."
 _SD2_LAYERS = 24
 _IGNORED = re.compile(r"position_ids$|logit_scale$|^first_stage_model\.loss\.")
 _KINDS: tuple[tuple[str, str], ...] = (
@@ -54,10 +54,15 @@ class SingleFile:
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
     parts: Mapping[str, Mapping[str, tuple[str, Place]]]
-    open_clip: frozenset[str]
     notes: tuple[str, ...] = ()
     tensors: Mapping[str, Any] | None = field(default=None, repr=False)
     """Where they are in memory already (a pickle that was trusted)."""
+
+    def open_clip(self, part: str) -> bool:
+        """Is this text encoder OpenCLIP's (SD 2.x, SDXL's second) and not CLIP-L?"""
+        unet = self.parts.get("unet", {})
+        linear = any(name.endswith(".proj_in.weight") and len(self.shapes[key]) == 2 for name, (key, _) in unet.items())
+        return part == "text_encoder_2" or (linear and "add_embedding.linear_1.weight" not in unet)
 
     def part_shapes(self, part: str) -> Shapes:
         """diffusers' names of a part's weights -> their shapes."""
@@ -110,8 +115,7 @@ def open_single(path: Path, *, trust_pickle: bool = False) -> SingleFile:
     keys = _prefixed(shapes)
     if not keys:
         raise CheckpointError(_unknown(path, shapes))
-    parts, towers = _parts(keys, shapes)
-    return SingleFile(path, shapes, metadata, parts, towers, _notes(shapes, keys), tensors)
+    return SingleFile(path, shapes, metadata, _parts(keys), _notes(shapes, keys), tensors)
 
 
 def _refuse_others(path: Path, shapes: Collection[str], metadata: Mapping[str, str]) -> None:
@@ -146,24 +150,19 @@ def _prefixed(shapes: Collection[str]) -> dict[str, tuple[str, str]]:
     return {}
 
 
-def _parts(
-    keys: Mapping[str, tuple[str, str]], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, dict[str, tuple[str, Place]]], frozenset[str]]:
-    """(the weights of every part, the parts that are OpenCLIP towers)."""
+def _parts(keys: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, tuple[str, Place]]]:
+    """The weights of every part."""
     parts: dict[str, dict[str, tuple[str, Place]]] = {}
-    towers: set[str] = set()
     for prefix, part in dict.fromkeys(keys.values()):
         inside = {key.removeprefix(prefix): key for key, entry in keys.items() if entry == (prefix, part)}
         if prefix == AVERAGE:
             inside = _named_average(inside)
-        if prefix in _OPEN_CLIP_TOWERS:
-            towers.add(part)
-        if prefix == _OPEN_CLIP_TOWERS[0]:
+        if prefix == _SD2_TOWER:
             inside = _used_layers(inside)
         for name, found in places(part, inside).items():
             if part != "text_encoder" or not name.endswith("text_projection.weight"):
                 parts.setdefault(part, {}).update({place.name: (inside[name], place) for place in found})
-    return parts, frozenset(towers)
+    return parts
 
 
 def _named_average(inside: Mapping[str, str]) -> dict[str, str]:

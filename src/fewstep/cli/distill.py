@@ -37,10 +37,7 @@ def register(subparsers: Any) -> None:
         description="Train a few-step student from a recipe. Ctrl-C keeps what is learnt; --resume goes on from there.",
     )
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="what to train and how")
-    parser.add_argument(
-        "--data",
-        help=f"latent cache; or what is encoded first: {WHERE}",
-    )
+    parser.add_argument("--data", help=f"latent cache; or what is encoded first: {WHERE}")
     parser.add_argument("--stream", action="store_true", help="encode while training, without a cache")
     add_options(parser)
     parser.add_argument("-o", "--out", type=Path, help="LoRA file (.safetensors), or folder of a full student")

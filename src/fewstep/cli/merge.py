@@ -37,12 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_new(arguments.out, force=arguments.force)
     model = load_stored(arguments.model, **model_options(arguments))
-    metadata = _merge(model, arguments.lora)
+    metadata = _merge(model, arguments.lora, title=arguments.out.stem)
     print(write(model, arguments.out, dtype=arguments.dtype, metadata=metadata))
     return 0
 
 
-def _merge(model: Model, choices: Sequence[tuple[str, float]]) -> dict[str, str]:
+def _merge(model: Model, choices: Sequence[tuple[str, float]], *, title: str) -> dict[str, str]:
     """Merges the LoRAs, takes over the last few-step one's sampling, and returns what the file says of it."""
     from dataclasses import replace
 
@@ -54,4 +54,4 @@ def _merge(model: Model, choices: Sequence[tuple[str, float]]) -> dict[str, str]
     if own and not model.sampling.embedded_guidance:
         model.sampling = replace(own[-1], embedded_guidance=False)
     names = [model.name, *(f"{lora.name}:{weight:g}" for lora, weight in loras)]
-    return {"modelspec.merged_from": ", ".join(names)} if loras else {}
+    return {"modelspec.merged_from": ", ".join(names), "modelspec.title": title} if loras else {}

@@ -50,7 +50,7 @@ def predict(
     """
     if z_BCHW.shape[1] != unet.config.in_channels:
         raise CheckpointError(
-            f"The UNet takes {unet.config.in_channels} channels (an inpainting model), which can be converted and merged "
+            f"The UNet takes {unet.config.in_channels} channels (an inpainting model): it can be converted and merged, "
             "but not sampled yet. Use the ordinary checkpoint: it repaints with a mask too."
         )
     dtype, batch = weight_dtype(unet), len(z_BCHW)
