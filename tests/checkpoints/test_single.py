@@ -131,7 +131,7 @@ def test_a_unet_alone_is_completed_from_a_base(tmp_path, edit):
         load_model(path, device="cpu")
     for base in (whole_folder("sd15"), written("sd15")):
         assert same(load_model(path, device="cpu", base=base), load_model(whole_folder("sd15"), device="cpu"))
-    with pytest.raises(CheckpointError, match="text encoder"):
+    with pytest.raises(CheckpointError, match="own family"):
         load_model(path, device="cpu", base=whole_folder("sdxl"))
 
 
@@ -148,7 +148,7 @@ def test_number_formats(tmp_path, dtype):
 def test_a_whole_open_clip_tower_loses_its_last_layer(tmp_path):
     def grown(tensors):
         last = {name: t for name, t in tensors.items() if ".resblocks.2." in name}
-        more = {name.replace(".resblocks.2.", ".resblocks.3."): t for name, t in last.items()}
+        more = {name.replace(".resblocks.2.", ".resblocks.3."): t.clone() for name, t in last.items()}
         return tensors | more | {"cond_stage_model.model.text_projection": torch.ones(64, 64)}
 
     found = load_model(foreign("sd2", tmp_path / "x.safetensors", grown), device="cpu")

@@ -86,7 +86,8 @@ def _describe_file(path: Path, base: str | Path | None, prediction: str | None, 
     xl = configs["unet"]["addition_embed_type"] is not None
     wanted = ["vae", "text_encoder", *(["text_encoder_2"] if xl else [])]
     sources: dict[str, Any] = dict.fromkeys(file.parts, file)
-    lent, borrowed = _borrowed(file, [part for part in wanted if part not in file.parts], base)
+    missing = [part for part in wanted if part not in file.parts]
+    lent, borrowed = _borrowed(file, missing, base, configs["unet"]["cross_attention_dim"])
     configs |= {part: config for part, config in lent.items() if part not in configs}
     sources |= borrowed
     noise, why_noise = _noise_config(file, recorded, configs["unet"], prediction)
@@ -134,8 +135,10 @@ def _configs(file: SingleFile, recorded: Mapping[str, dict[str, Any]]) -> dict[s
     return configs
 
 
-def _borrowed(file: SingleFile, missing: list[str], base: str | Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(configs, sources) of what the file lacks, and of a tokenizer of the base's own."""
+def _borrowed(
+    file: SingleFile, missing: list[str], base: str | Path | None, width: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(configs, sources) of what the file lacks, and of a tokenizer of the base's own; `width` is the text's."""
     if not missing and base is None:
         return {}, {}
     what = " and ".join(part.replace("_", " ").replace("vae", "VAE") for part in missing)
@@ -145,13 +148,14 @@ def _borrowed(file: SingleFile, missing: list[str], base: str | Path | None) -> 
         )
     lender = describe_model(base)
     parts = [*missing, *(["tokenizer"] if "text_encoder" in missing or not _has_vocabulary(file) else [])]
-    configs = {part: lender.configs[part] for part in missing if part in lender.configs}
-    if absent := [part for part in missing if part not in configs]:
+    if lender.family.cross_attention_dim != width or any(part not in lender.configs for part in missing):
         raise CheckpointError(
-            f"'{file.path}' lacks its {what}, and the base '{base}' has no {absent[0].replace('_', ' ')}: it is of "
-            "another family. Give one of the file's own."
+            f"'{file.path}' reads text of width {width}, and the base '{base}' is {lender.family}: give a model of the "
+            "file's own family."
         )
-    return configs, {part: lender.sources.get(part, lender.path) for part in parts}
+    configs = {part: lender.configs[part] for part in missing}
+    tokens = lender.sources.get("text_encoder", lender.path)
+    return configs, {part: lender.sources.get(part, tokens) for part in parts}
 
 
 def _has_vocabulary(file: SingleFile) -> bool:
