@@ -32,18 +32,23 @@ def load(
     lora: LoraChoice = None,
     device: str | None = None,
     dtype: str | None = None,
+    base: str | Path | None = None,
+    vae: str | Path | None = None,
+    prediction: str | None = None,
 ) -> Pipeline:
-    """A pipeline from a model folder or a Hub name; from the embedded model when no path is given.
+    """A pipeline from a .safetensors file, a model folder or a Hub name; from the embedded model when there is no path.
 
     lora is a path, a (path, weight) pair, or a list of them; False or () for none. The embedded model brings its own
     few-step LoRA unless told otherwise. device and dtype are chosen when not given; `pipe.notes` says what and why.
+    base is a model that lends what the file lacks (a UNet alone has no text encoder and no VAE), vae another VAE's file
+    or model, prediction ("eps", "v") what the UNet predicts where its file does not say.
 
     Raises:
         CheckpointError: the model cannot be loaded. LoraError: a LoRA cannot. DeviceError: no such device.
     """
     from fewstep.pipeline import load as load_pipeline
 
-    return load_pipeline(path, lora=lora, device=device, dtype=dtype)
+    return load_pipeline(path, lora=lora, device=device, dtype=dtype, base=base, vae=vae, prediction=prediction)
 
 
 def __getattr__(name: str) -> Any:

@@ -297,12 +297,13 @@ def load(
     lora: LoraChoice = None,
     device: str | None = None,
     dtype: str | None = None,
+    **parts: Any,
 ) -> Pipeline:
-    """See `fewstep.load`."""
+    """See `fewstep.load`; `parts` are its base, vae and prediction."""
     from fewstep.checkpoints.description import assets_path
 
     lora_pairs(lora)
-    model = open_model(path, device=device, dtype=dtype)
+    model = open_model(path, device=device, dtype=dtype, **parts)
     own = assets_path() / "lcm-lora.safetensors"
     if lora is None and path is None and own.is_file():
         lora = own

@@ -182,21 +182,22 @@ def runner_of(model: Model | OnnxModel) -> Runner:
     return OnnxRunner(model) if isinstance(model, OnnxModel) else TorchRunner(model)
 
 
-def open_model(path: str | Path | None, *, device: str | None, dtype: str | None) -> Model | OnnxModel:
+def open_model(path: str | Path | None, *, device: str | None, dtype: str | None, **parts: Any) -> Model | OnnxModel:
     """A model for ONNX Runtime where that answers soonest, else for torch.
 
     ONNX Runtime: float32 on the CPU, from a folder that has graphs; the embedded model also where a GPU might be there,
-    because it paints a picture in less time than torch takes to look for one.
+    because it paints a picture in less time than torch takes to look for one. `parts` are `load_model`'s base, vae and
+    prediction, which torch alone serves.
 
     Raises CheckpointError for the model's files, DeviceError for device and dtype.
     """
-    if _wants_onnx(path, device, dtype):
+    if not any(parts.values()) and _wants_onnx(path, device, dtype):
         from fewstep.backends.onnx_model import open_onnx
 
         return open_onnx(path)
     from fewstep.checkpoints.load import load_model
 
-    return load_model(path, device=device, dtype=dtype)
+    return load_model(path, device=device, dtype=dtype, **parts)
 
 
 def _wants_onnx(path: str | Path | None, device: str | None, dtype: str | None) -> bool:

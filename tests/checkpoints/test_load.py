@@ -217,7 +217,7 @@ def test_weights_beyond_float16(tmp_path):
     ("name", "content", "message"),
     [
         ("x.ckpt", b"PK", "pickle"),
-        ("model.safetensors", {"model.diffusion_model.out.2.weight": 1}, "not supported yet"),
+        ("model.safetensors", {"model.diffusion_model.out.2.weight": 1}, "not whole"),
         ("ink.safetensors", {"lora_unet_mid.lora_down.weight": 1}, "pass this file as lora="),
         ("peft.safetensors", {"unet.mid.lora_A.weight": 1}, "pass this file as lora="),
     ],

@@ -35,6 +35,8 @@ def test_tiny_ones(kind, name, encoders):
         ({"cross_attention_dim": 1024, "use_linear_projection": True, "sample_size": 64}, "sd2", 512),
         (XL | {"sample_size": 128}, "sdxl", 1024),
         (XL | {"mid_block_type": "UNetMidBlock2D"}, "ssd1b", 1024),
+        (XL | {"mid_block_type": "UNetMidBlock2D", "transformer_layers_per_block": [1, 1, 2]}, "vega", 1024),
+        ({"cross_attention_dim": 768, "in_channels": 9}, "sd15", 512),
         ({"cross_attention_dim": 160, "sample_size": 16}, "pictogram", 128),
     ],
 )
@@ -46,7 +48,7 @@ def test_published_shapes(config, name, size_px):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"cross_attention_dim": 768, "in_channels": 9}, "inpainting"),
+        ({"cross_attention_dim": 768, "in_channels": 8}, "instruction or upscaling"),
         (XL | {"cross_attention_dim": 1280}, "refiner"),
         ({"cross_attention_dim": None}, "cross-attention"),
         ({"cross_attention_dim": 4096, "encoder_hid_dim_type": "text_proj"}, "added conditions"),

@@ -6,12 +6,12 @@ Beside the folder's own files, `fewstep.json` (or "_fewstep" in model_index.json
 {"sampler": "lcm", "steps": 4, "guidance": 1.0, "table": "linspace-lcm", "origin_steps": 50}, each key optional.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.checkpoints.files import check_format, read_header, read_json
+from fewstep.checkpoints.files import read_json
 from fewstep.checkpoints.hub import PARTS, fetch, is_hub_id
 from fewstep.errors import CheckpointError, RequestError
 from fewstep.models.family import Family, family_of
@@ -27,8 +27,11 @@ REQUIRED = {
 }
 """Config keys whose defaults would build another network than the one that was saved."""
 
-_EXAMPLE = "Give a diffusers model folder, or a Hub name such as owner/name"
-_LORA_MARKS = ("lora_", ".lora.", "hada_w", "lokr_w", "lora_A", "oft_blocks", "diff_b", ".dora_scale")
+_EXAMPLE = "Give a .safetensors file, a diffusers model folder, or a Hub name such as owner/name"
+
+
+METADATA = "metadata.json"
+"""Beside model_index.json: what the single file said of itself that the folder was made from."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Description:
     sampling: Sampling
     why: str
     configs: Mapping[str, dict[str, Any]]
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    """Part -> where it is, if not in `path` itself: another folder, or an opened file."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What the file said of itself, to be kept when it is written again."""
+    notes: tuple[str, ...] = ()
 
 
 def assets_path() -> Path:
@@ -75,11 +83,12 @@ def describe(path: str | Path | None = None) -> Description:
     for part in PARTS:
         if part != "text_encoder_2" or _has(index, part):
             configs[part] = read_config(folder, part)
-    family = _family(folder, configs)
+    family = family_from(configs, lambda part: folder / part / "config.json" if part else folder)
     schedule = schedule_from(configs["scheduler"], folder / "scheduler" / "scheduler_config.json")
-    embedded = configs["unet"].get("time_cond_proj_dim") is not None
-    sampling, why = _sampling(folder, index, configs["scheduler"], embedded)
-    return Description(name, folder, family, schedule, sampling, why, configs)
+    sampling, why = sampling_from(configs, _records(folder, index))
+    path = folder / METADATA
+    metadata = {key: str(value) for key, value in read_json(path).items()} if path.is_file() else {}
+    return Description(name, folder, family, schedule, sampling, why, configs, metadata=metadata)
 
 
 def read_config(folder: Path, part: str) -> dict[str, Any]:
@@ -106,21 +115,7 @@ def _find(path: str | Path | None) -> tuple[Path, str]:
         return local, local.resolve().name
     if not local.exists() and isinstance(path, str) and is_hub_id(path):
         return fetch(path), path
-    raise _refusal(local)
-
-
-def _refusal(path: Path) -> CheckpointError:
-    """Says what a path that is no folder is."""
-    if not path.exists():
-        return CheckpointError(f"'{path}' does not exist. {_EXAMPLE}.")
-    check_format(path)
-    shapes, metadata = read_header(path)
-    if "ss_network_module" in metadata or any(mark in key for key in shapes for mark in _LORA_MARKS):
-        return CheckpointError(f"'{path}' is a LoRA and not a model: load a model, and pass this file as lora=.")
-    return CheckpointError(
-        f"'{path}' is a single-file checkpoint, which is not supported yet: use the model's diffusers folder, or make "
-        "one with diffusers' StableDiffusionPipeline.from_single_file(...).save_pretrained(...)."
-    )
+    raise CheckpointError(f"'{local}' {'is no model folder' if local.exists() else 'does not exist'}. {_EXAMPLE}.")
 
 
 def _has(index: Mapping[str, Any], part: str) -> bool:
@@ -132,7 +127,8 @@ def _has(index: Mapping[str, Any], part: str) -> bool:
 def _model_index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not path.is_file():
-        inside = "; it holds single files, which are not supported yet" if any(folder.glob("*.safetensors")) else ""
+        found = next(iter(sorted(folder.glob("*.safetensors"))), None)
+        inside = f". Give one of its files, such as '{found}'" if found is not None else ""
         raise CheckpointError(f"'{folder}' has no model_index.json, so it is no diffusers model folder{inside}.")
     index = read_json(path)
     if _has(index, "transformer"):
@@ -147,19 +143,20 @@ def _model_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _family(folder: Path, configs: Mapping[str, dict[str, Any]]) -> Family:
+def family_from(configs: Mapping[str, dict[str, Any]], path_of: Callable[[str], Path]) -> Family:
+    """The family that the configs of all parts agree on; `path_of` a part ("" for all) is named in errors."""
     try:
         family = family_of(configs["unet"])
     except CheckpointError as error:
-        raise CheckpointError(f"'{folder / 'unet' / 'config.json'}': {error}") from None
+        raise CheckpointError(f"'{path_of('unet')}': {error}") from None
     if configs["vae"]["latent_channels"] != 4:
-        raise CheckpointError(f"'{folder / 'vae' / 'config.json'}': the VAE has not 4 latent channels as the UNet has.")
+        raise CheckpointError(f"'{path_of('vae')}': the VAE has not 4 latent channels as the UNet has.")
     encoders = [configs[part] for part in ("text_encoder", "text_encoder_2") if part in configs]
     width = sum(config["hidden_size"] for config in encoders)
     if len(encoders) != family.text_encoders or width != family.cross_attention_dim:
         raise CheckpointError(
-            f"'{folder}': the UNet is {family} and wants {family.text_encoders} text encoder(s) of that width in all, "
-            f"but found {len(encoders)} of width {width}."
+            f"'{path_of('')}': the UNet is {family} and wants {family.text_encoders} text encoder(s) of that width in "
+            f"all, but found {len(encoders)} of width {width}."
         )
     return family
 
@@ -212,10 +209,11 @@ def _cumulative(betas: list[float]) -> tuple[float, ...]:
     return tuple(out)
 
 
-def _sampling(
-    folder: Path, index: Mapping[str, Any], noise_config: Mapping[str, Any], embedded: bool
+def sampling_from(
+    configs: Mapping[str, dict[str, Any]], records: Sequence[tuple[Path, Mapping[str, Any]]]
 ) -> tuple[Sampling, str]:
-    """The sampler that the checkpoint calls for and, in words, why."""
+    """The sampler that the checkpoint calls for and, in words, why; `records` of other files win, the last most."""
+    noise_config, embedded = configs["scheduler"], configs["unet"].get("time_cond_proj_dim") is not None
     kind = noise_config.get("_class_name")
     if kind == "TCDScheduler":
         found, why = Sampling("tcd", steps=4, guidance=1.0), "its scheduler_config.json says TCDScheduler"
@@ -227,7 +225,7 @@ def _sampling(
         found, why = Sampling(), "an ordinary, undistilled model"
     origin = noise_config.get("original_inference_steps", 50) if found.sampler in ("lcm", "tcd") else 50
     found = replace(found, embedded_guidance=embedded, table=sampler_named(found.sampler).table, origin_steps=origin)
-    for path, record in _records(folder, index):
+    for path, record in records:
         found, why = _recorded(found, record, path), f"'{path.name}' says so"
     return found, f"sampler {found.sampler}, {found.steps} steps, guidance {found.guidance:g}: {why}"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,8 @@ def check_format(path: Path) -> None:
         raise CheckpointError(f"'{path}' cannot be opened ({error.strerror}).") from None
     if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise CheckpointError(f"'{path}' is refused: whatever its name says, {_REFUSED}.")
+    if head.lstrip().startswith(b"<"):
+        raise CheckpointError(f"'{path}' is a web page and not the file itself. Download it again.")
     if head.startswith(b"version https://git"):
         raise CheckpointError(f"'{path}' is a Git LFS pointer and not the file itself. Run: git lfs pull")
     if path.suffix.lower() != ".safetensors":
@@ -72,20 +74,49 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
         raise _damaged(path, error) from None
 
 
-def read_tensors(path: Path, *, finite: bool = True) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, mapped from disk on the CPU.
+def read_tensors(path: Path, *, finite: bool = True, only: Collection[str] | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, or `only` these, mapped from disk on the CPU.
 
     Raises CheckpointError when the file is missing, truncated, damaged, a pickle, or (finite) holds NaN or infinity.
     """
     check_format(path)
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            names = [key for key in file.keys() if only is None or key in only]  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, error) from None
     if finite:
         check_finite(tensors, path)
     return tensors
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .ckpt or .pt file of weights, without running what else is in it (torch's weights_only).
+
+    Raises CheckpointError when the file is missing or holds anything but numbers, texts and tensors.
+    """
+    import torch
+
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"'{path}' does not exist.") from None
+    except Exception as error:  # noqa: BLE001 - torch, pickle and zipfile each have their own
+        raise CheckpointError(
+            f"'{path}' cannot be read as weights alone ({_line(error)}): it is damaged, or runs code. Get a "
+            "safetensors version."
+        ) from None
+    found = found.get("state_dict", found) if isinstance(found, dict) else {}
+    tensors = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise CheckpointError(f"'{path}' holds no weights by name.")
+    return tensors
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 def has_numpy_formats(path: Path) -> bool:
@@ -163,11 +194,39 @@ def _line(error: Exception) -> str:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file at once or not at all; raises OutputError when it cannot be written."""
-    from safetensors.torch import save_file
-
-    ready = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
     facts = {"format": "pt"} | {key: str(value) for key, value in (metadata or {}).items()}
-    write_whole(path, lambda part: save_file(ready, part, metadata=facts))
+    write_whole(path, lambda part: _write_tensors(part, tensors, facts))
+
+
+_STORED = {
+    "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e5m2": "F8_E5M2", "float8_e4m3fn": "F8_E4M3", "int16": "I16",
+    "float16": "F16", "bfloat16": "BF16", "int32": "I32", "float32": "F32", "float64": "F64", "int64": "I64",
+}  # fmt: skip
+"""torch's number formats -> safetensors' names for them, in the order of its own writer, which begins with the last."""
+
+
+def _write_tensors(part: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+    """The bytes that safetensors' `save_file` writes, one tensor after another and not all of them in memory twice."""
+    import torch
+
+    ranks = {kind: rank for rank, kind in enumerate(_STORED)}
+    kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+    if unknown := [name for name in tensors if kinds[name] not in ranks]:
+        raise OSError(f"safetensors has no number format {kinds[unknown[0]]}, which '{unknown[0]}' has")
+    order = sorted(tensors, key=lambda name: (-ranks[kinds[name]], name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(facts.items()))}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": _STORED[kinds[name]], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with part.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = tensors[name].detach().to("cpu").contiguous()
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

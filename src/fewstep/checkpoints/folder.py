@@ -1,4 +1,4 @@
-"""A diffusers folder's parts as modules with checked weights.
+"""A model's parts, from a diffusers folder or a single file, as modules with checked weights.
 
 Modules are built on the "meta" device, which allots and initialises nothing, and then take the file's own tensors.
 diffusers and transformers are imported when a part is built, and only the classes of networks.
@@ -6,13 +6,15 @@ diffusers and transformers are imported when a part is built, and only the class
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.checkpoints.files import check_finite, read_json, read_tensors
 from fewstep.checkpoints.hub import PARTS, weight_names
+from fewstep.checkpoints.single import MERGES, PADS, SingleFile
+from fewstep.checkpoints.vocabulary import MARKS, clip_merges, tokenizer_of
 from fewstep.errors import CheckpointError
 
 _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -20,22 +22,41 @@ _NUMBER_FORMAT = ("dtype", "torch_dtype")
 _HARMLESS = ("position_ids", "text_projection.weight", "logit_scale")
 
 
-def load_part(folder: Path, part: str, config: Mapping[str, Any], *, device: str, dtype: torch.dtype) -> Any:
+Source: TypeAlias = Path | SingleFile
+"""Where a part is: a diffusers folder, or an opened file."""
+
+
+def load_part(
+    source: Source, part: str, config: Mapping[str, Any], *, device: str, dtype: torch.dtype | None = None
+) -> Any:
     """One part ("unet", "vae", "text_encoder", "text_encoder_2") with its weights, in eval mode, without gradients.
 
-    Raises CheckpointError naming the file when weights are missing, of the wrong shape, not finite or unknown.
+    dtype None keeps every weight in the number format it is stored in. Raises CheckpointError naming the file when
+    weights are missing, of the wrong shape, not finite, not floating-point numbers or unknown.
     """
-    module = _build(folder / part / "config.json", part, config)
-    files = weight_files(folder / part, PARTS[part])
-    tensors = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
+    module = _build(config_path(source, part), part, config)
+    file, tensors = _read(source, part)
     tensors = _renamed(tensors, part, set(module.state_dict()))
-    _check_shapes(module, tensors, files[0])
-    ready = {name: tensor.to(device, dtype) for name, tensor in tensors.items() if tensor.is_floating_point()}
+    _check_shapes(module, tensors, file)
+    ready = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
     if dtype == torch.float16:
-        _check_overflow(ready, files[0])
+        _check_overflow(ready, file)
     module.load_state_dict(ready, assign=True, strict=True)
     _fill_position_ids(module, device)
     return module.eval().requires_grad_(False)
+
+
+def config_path(source: Source, part: str) -> Path:
+    """The file that says what a part is: its config.json, or the single file."""
+    return source.path if isinstance(source, SingleFile) else source / part / "config.json"
+
+
+def _read(source: Source, part: str) -> tuple[Path, dict[str, Tensor]]:
+    """(a file to name in errors, the part's tensors)."""
+    if isinstance(source, SingleFile):
+        return source.path, source.read(part)
+    files = weight_files(source / part, PARTS[part])
+    return files[0], {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
@@ -117,21 +138,22 @@ def _check_shapes(module: nn.Module, tensors: Mapping[str, Tensor], file: Path) 
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise CheckpointError(
-            f"'{file}' lacks {len(missing)} of {len(expected)} weights that its config.json asks for, such as "
+            f"'{file}' lacks {len(missing)} of {len(expected)} weights that its config asks for, such as "
             f"'{missing[0]}': it is of another model, or damaged."
         )
     unknown = [name for name in tensors if name not in expected]
     if unknown:
         raise CheckpointError(
-            f"'{file}' holds {len(unknown)} weights that its config.json does not know, such as '{unknown[0]}': "
+            f"'{file}' holds {len(unknown)} weights that its config does not know, such as '{unknown[0]}': "
             "the config is of another model."
         )
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
             raise CheckpointError(
-                f"'{file}' holds '{name}' of shape {list(tensors[name].shape)} where its config.json asks for "
-                f"{list(shape)}."
+                f"'{file}' holds '{name}' of shape {list(tensors[name].shape)} where its config asks for {list(shape)}."
             )
+        if not tensors[name].is_floating_point():
+            raise CheckpointError(f"'{file}' holds '{name}' as {tensors[name].dtype}, not as floating-point numbers.")
 
 
 def _check_overflow(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -150,10 +172,12 @@ def _fill_position_ids(module: nn.Module, device: str) -> None:
                 setattr(inner, name, nn.Buffer(ids, persistent=False))
 
 
-def load_tokenizer(folder: Path, part: str) -> Any:
-    """A CLIP tokenizer from vocab.json and merges.txt, or tokenizer.json, without any network."""
+def load_tokenizer(folder: Source, part: str) -> Any:
+    """A CLIP tokenizer from vocab.json and merges.txt, or tokenizer.json, or the package, without any network."""
     from transformers import CLIPTokenizer
 
+    if isinstance(folder, SingleFile):
+        return _own_tokenizer(folder, part)
     inside = folder / part
     whole = (inside / "tokenizer.json").is_file()
     missing = [name for name in ("vocab.json", "merges.txt") if not (inside / name).is_file()]
@@ -165,3 +189,12 @@ def load_tokenizer(folder: Path, part: str) -> Any:
         return CLIPTokenizer.from_pretrained(str(inside), local_files_only=True)
     except Exception as error:  # noqa: BLE001 - the tokenizers library raises bare Exception
         raise CheckpointError(f"The tokenizer in '{inside}' cannot be read ({_first_line(error)}).") from None
+
+
+def _own_tokenizer(file: SingleFile, part: str) -> Any:
+    """What the file recorded of its tokenizer, else CLIP's."""
+    merges, pads = file.metadata.get(MERGES), file.metadata.get(PADS, "").split(" ")
+    number = int(part.endswith("_2"))
+    usual = "!" if file.open_clip(part.replace("tokenizer", "text_encoder")) else MARKS[1]
+    pad = pads[number] if number < len(pads) and pads[number] else usual
+    return tokenizer_of(tuple(merges.split("\n")) if merges else clip_merges(), pad=pad)

@@ -1,6 +1,7 @@
 """A model from a path, a Hub name, or the package itself; with its schedule, its sampler, and why they were chosen.
 
     model = load_model("path/to/diffusers-folder")     local: the network is never touched
+    model = load_model("path/to/model.safetensors")    one file, likewise
     model = load_model("owner/name")                   the Hub, or its cached copy
     model = load_model()                               the embedded model
 
@@ -9,7 +10,7 @@ Beside the folder's own files, `fewstep.json` (or "_fewstep" in model_index.json
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +20,14 @@ import torch
 
 from fewstep import device as devices
 from fewstep.checkpoints import folder as folders
-from fewstep.checkpoints.description import Description, Sampling, assets_path, describe, schedule_from
+from fewstep.checkpoints.complete import describe_model
+from fewstep.checkpoints.description import Description, Sampling, assets_path, schedule_from
 from fewstep.errors import CheckpointError
 from fewstep.models.family import Family
 from fewstep.models.text import TextEncoder
 from fewstep.sampling.schedule import Schedule
 
-__all__ = ["Model", "Sampling", "assets_path", "load_model", "schedule_from"]
+__all__ = ["Model", "Sampling", "assets_path", "load_model", "load_stored", "schedule_from"]
 
 
 @dataclass(eq=False)
@@ -46,46 +48,82 @@ class Model:
     configs: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     """The folder's json as it was read: "model_index", "unet", "vae", "text_encoder", "scheduler", ..."""
 
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What a single file said of itself, to be kept when it is written again."""
+
     @cached_property
     def content_hash(self) -> str:
-        """First 10 hexadecimal digits of the SHA-256 of the UNet's files; made when asked for."""
+        """First 10 hexadecimal digits of the SHA-256 of the UNet's files, or the single file; made when asked for."""
         digest = hashlib.sha256()
-        for path in folders.weight_files(self.path / "unet", folders.PARTS["unet"]):
+        whole = self.path.is_file()
+        for path in [self.path] if whole else folders.weight_files(self.path / "unet", folders.PARTS["unet"]):
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
         return digest.hexdigest()[:10]
 
 
-def load_model(path: str | Path | None = None, *, device: str | None = None, dtype: str | None = None) -> Model:
-    """Loads a diffusers folder (SD 1.5, SD 2.x, SSD-1B, SDXL, pictogram), a Hub name, or (None) the embedded model.
+def load_model(
+    path: str | Path | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    base: str | Path | None = None,
+    vae: str | Path | None = None,
+    prediction: str | None = None,
+) -> Model:
+    """Loads a .safetensors file or a diffusers folder (SD 1.5, SD 2.x, SSD-1B, Vega, SDXL, pictogram), a Hub name, or
+    (None) the embedded model.
 
-    Raises CheckpointError in one sentence for whatever is wrong with the files, DeviceError for device and dtype.
+    base lends the parts that a file lacks, vae replaces the autoencoder, prediction ("eps", "v") says what the UNet
+    predicts where the file does not. Raises CheckpointError in one sentence for whatever is wrong with the files,
+    DeviceError for device and dtype, RequestError for the others.
     """
     choice = devices.choose(device, dtype)
-    return _load_folder(describe(path), choice)
+    found = describe_model(path, base=base, vae=vae, prediction=prediction)
+    return _load(found, choice.device, getattr(torch, choice.dtype), choice.reason)
 
 
-def _load_folder(found: Description, choice: devices.Choice) -> Model:
-    folder, configs, family = found.path, found.configs, found.family
-    dtype = getattr(torch, choice.dtype)
-    vae_dtype, notes = _vae_dtype(configs["vae"], family, dtype)
-    text = _text(folder, configs, family, choice.device, dtype)
-    vae = folders.load_part(folder, "vae", configs["vae"], device=choice.device, dtype=vae_dtype)
-    unet = folders.load_part(folder, "unet", configs["unet"], device=choice.device, dtype=dtype)
+def load_stored(
+    path: str | Path | None,
+    *,
+    base: str | Path | None = None,
+    vae: str | Path | None = None,
+    prediction: str | None = None,
+    trust_pickle: bool = False,
+) -> Model:
+    """As `load_model`, on the CPU with every weight in the number format it is stored in: to be written again.
+
+    With trust_pickle .ckpt and .pt files are read too, weights only.
+    """
+    found = describe_model(path, base=base, vae=vae, prediction=prediction, trust_pickle=trust_pickle)
+    return _load(found, "cpu", None, "as stored")
+
+
+def _load(found: Description, device: str, dtype: torch.dtype | None, reason: str) -> Model:
+    configs, family = found.configs, found.family
+    vae_dtype, notes = (dtype, ()) if dtype is None else _vae_dtype(configs["vae"], family, dtype)
+
+    def part(name: str, dtype: torch.dtype | None) -> Any:
+        source = found.sources.get(name, found.path)
+        return folders.load_part(source, name, configs[name], device=device, dtype=dtype)
+
+    text = _text(found, part, dtype)
+    vae, unet = part("vae", vae_dtype), part("unet", dtype)
     return Model(
         name=found.name,
-        path=folder,
+        path=found.path,
         family=family,
         unet=unet,
         vae=vae,
         text=text,
         schedule=found.schedule,
         sampling=found.sampling,
-        device=choice.device,
-        dtype=dtype,
-        notes=(f"{family}, {family.size_px} px", choice.reason, *notes, found.why),
+        device=device,
+        dtype=dtype or unet.conv_in.weight.dtype,
+        notes=(f"{family}, {family.size_px} px", reason, *notes, *found.notes, found.why),
         configs=configs,
+        metadata=found.metadata,
     )
 
 
@@ -96,15 +134,13 @@ def _vae_dtype(config: Mapping[str, Any], family: Family, dtype: torch.dtype) ->
     return dtype, ()
 
 
-def _text(
-    folder: Path, configs: Mapping[str, dict[str, Any]], family: Family, device: str, dtype: torch.dtype
-) -> TextEncoder:
-    suffixes = ("", "_2")[: family.text_encoders]
-    tokenizers = [folders.load_tokenizer(folder, f"tokenizer{suffix}") for suffix in suffixes]
-    parts = [f"text_encoder{suffix}" for suffix in suffixes]
-    encoders = [folders.load_part(folder, part, configs[part], device=device, dtype=dtype) for part in parts]
-    zeros = family.text_encoders == 2 and bool(configs["model_index"].get("force_zeros_for_empty_prompt", True))
+def _text(found: Description, part: Callable[[str, Any], Any], dtype: torch.dtype | None) -> TextEncoder:
+    suffixes = ("", "_2")[: found.family.text_encoders]
+    source = found.sources.get("tokenizer", found.sources.get("text_encoder", found.path))
+    tokenizers = [folders.load_tokenizer(source, f"tokenizer{suffix}") for suffix in suffixes]
+    encoders = [part(f"text_encoder{suffix}", dtype) for suffix in suffixes]
+    zeros = len(suffixes) == 2 and bool(found.configs["model_index"].get("force_zeros_for_empty_prompt", True))
     try:
         return TextEncoder(encoders, tokenizers, zeros_for_empty_negative=zeros)
     except CheckpointError as error:
-        raise CheckpointError(f"'{folder}': {error}") from None
+        raise CheckpointError(f"'{found.path}': {error}") from None

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.checkpoints.description import METADATA
 from fewstep.checkpoints.files import write_json, write_safetensors, write_whole
 from fewstep.checkpoints.hub import PARTS
 from fewstep.checkpoints.load import Model, schedule_from
+from fewstep.checkpoints.vocabulary import tokenizer_files
 from fewstep.device import DTYPES
 from fewstep.errors import DeviceError, OutputError
 from fewstep.sampling.schedule import Schedule
@@ -26,25 +28,28 @@ def save_model(model: Model, folder: str | Path, *, dtype: str | None = None) ->
     dtype ("fp16", "bf16", "fp32") is the number format on disk; default the model's own. Each file is written whole
     or not at all. Raises OutputError when it cannot be written, DeviceError for an unknown dtype.
     """
-    root, number = Path(folder).expanduser(), _number_format(dtype)
+    root, number = Path(folder).expanduser(), number_format(dtype)
     if root.exists() and not root.is_dir():
         raise OutputError(f"'{root}' is a file; give the name of a folder.")
-    for part, module in _modules(model).items():
-        tensors = {name: _cast(tensor, number) for name, tensor in _named(module).items()}
+    for part, module in modules_of(model).items():
+        tensors = {name: cast(tensor, number) for name, tensor in named(module).items()}
         write_safetensors(root / part / f"{PARTS[part]}.safetensors", tensors)
-        write_json(root / part / "config.json", _config(module))
+        write_json(root / part / "config.json", config_of(module))
     for part, tokenizer in zip(("tokenizer", "tokenizer_2"), model.text.tokenizers, strict=False):
         _save_tokenizer(model.path / part, root / part, tokenizer)
-    noise_config = _noise_config(model)
+    noise_config = noise_config_of(model)
     write_json(root / "scheduler" / "scheduler_config.json", noise_config)
     record = asdict(model.sampling)
     del record["embedded_guidance"]
     write_json(root / "fewstep.json", record)
-    write_json(root / "model_index.json", _model_index(model, noise_config["_class_name"]))
+    if model.metadata:
+        write_json(root / METADATA, model.metadata)
+    write_json(root / "model_index.json", model_index_of(model, noise_config["_class_name"]))
     return root
 
 
-def _number_format(dtype: str | None) -> torch.dtype | None:
+def number_format(dtype: str | None) -> torch.dtype | None:
+    """The torch dtype of a name; None stays None. Raises DeviceError for an unknown one."""
     if dtype is None:
         return None
     if dtype.lower() not in DTYPES:
@@ -52,16 +57,18 @@ def _number_format(dtype: str | None) -> torch.dtype | None:
     return getattr(torch, DTYPES[dtype.lower()])
 
 
-def _modules(model: Model) -> dict[str, Any]:
+def modules_of(model: Model) -> dict[str, Any]:
+    """The model's networks by the name of their part."""
     encoders = zip(("text_encoder", "text_encoder_2"), model.text.encoders, strict=False)
     return {"unet": model.unet, "vae": model.vae, **dict(encoders)}
 
 
-def _cast(tensor: Tensor, number: torch.dtype | None) -> Tensor:
+def cast(tensor: Tensor, number: torch.dtype | None) -> Tensor:
+    """The tensor in another number format, or (None) as it is."""
     return tensor if number is None or not tensor.is_floating_point() else tensor.to(number)
 
 
-def _named(module: Any) -> dict[str, Tensor]:
+def named(module: Any) -> dict[str, Tensor]:
     """Weights by the names that every program knows: CLIP's begin with text_model."""
     state = module.state_dict()
     if "CLIP" not in type(module).__name__:
@@ -70,7 +77,7 @@ def _named(module: Any) -> dict[str, Tensor]:
     return {name if name.startswith(known) else f"text_model.{name}": tensor for name, tensor in state.items()}
 
 
-def _config(module: Any) -> dict[str, Any]:
+def config_of(module: Any) -> dict[str, Any]:
     """A module's config without the path it was loaded from.
 
     transformers loads weights in the format they are stored in unless the config names one, diffusers in float32: left
@@ -90,11 +97,14 @@ def _save_tokenizer(source: Path, target: Path, tokenizer: Any) -> None:
     files = [path for path in sorted(source.glob("*")) if path.suffix in (".json", ".txt")] if source.is_dir() else []
     for path in files:
         write_whole(target / path.name, lambda part, path=path: shutil.copyfile(path, part))
-    if not files:
+    whole = None if files else tokenizer_files(tokenizer)
+    for name, text in (whole or {}).items():
+        write_whole(target / name, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+    if not files and whole is None:
         tokenizer.save_pretrained(target)
 
 
-def _noise_config(model: Model) -> dict[str, Any]:
+def noise_config_of(model: Model) -> dict[str, Any]:
     """scheduler_config.json for the model's schedule and sampler."""
     config = {key: value for key, value in model.configs["scheduler"].items() if key != "_name_or_path"}
     config["prediction_type"] = model.schedule.prediction
@@ -114,11 +124,11 @@ def _betas(schedule: Schedule) -> list[float]:
     return [1 - now / last for now, last in zip(schedule.alphas_cumprod, before, strict=True)]
 
 
-def _model_index(model: Model, noise_class: str) -> dict[str, Any]:
-    """The model's own, where parts that were not loaded (safety checker, ...) are named as absent."""
+def model_index_of(model: Model, noise_class: str) -> dict[str, Any]:
+    """model_index.json: the model's own, where parts that were not loaded (safety checker, ...) are named as absent."""
     kept: Mapping[str, Any] = model.configs["model_index"]
     index = {key: [None, None] if isinstance(value, list) else value for key, value in kept.items()}
-    index |= {part: [_library(module), type(module).__name__] for part, module in _modules(model).items()}
+    index |= {part: [_library(module), type(module).__name__] for part, module in modules_of(model).items()}
     for part, tokenizer in zip(("tokenizer", "tokenizer_2"), model.text.tokenizers, strict=False):
         index[part] = ["transformers", type(tokenizer).__name__]
     index["scheduler"] = ["diffusers", noise_class]

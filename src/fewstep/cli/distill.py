@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewstep.cli import prediction
 from fewstep.cli.data import WHERE, add_options, open_data
+from fewstep.cli.options import add_model_options, model_options
 from fewstep.device import keep_memory
 from fewstep.errors import RecipeError
 
@@ -36,14 +37,12 @@ def register(subparsers: Any) -> None:
         description="Train a few-step student from a recipe. Ctrl-C keeps what is learnt; --resume goes on from there.",
     )
     parser.add_argument("recipe", type=Path, metavar="RECIPE.toml", help="what to train and how")
-    parser.add_argument(
-        "--data",
-        help=f"latent cache; or what is encoded first: {WHERE}",
-    )
+    parser.add_argument("--data", help=f"latent cache; or what is encoded first: {WHERE}")
     parser.add_argument("--stream", action="store_true", help="encode while training, without a cache")
     add_options(parser)
     parser.add_argument("-o", "--out", type=Path, help="LoRA file (.safetensors), or folder of a full student")
     parser.add_argument("--model", help="teacher: folder, file or hub name (instead of the recipe's)")
+    add_model_options(parser)
     parser.add_argument(
         "--set",
         action="append",
@@ -97,7 +96,8 @@ def _distil(arguments: argparse.Namespace, recipe: "Recipe", world: "World") -> 
     device, quiet = "cpu" if split else world.device, arguments.json or not world.first
     if device == "cpu":
         keep_memory()
-    load = partial(load_model, arguments.model or recipe.model or None, device=device, dtype="fp32")
+    path = arguments.model or recipe.model or None
+    load = partial(load_model, path, device=device, dtype="fp32", **model_options(arguments))
     if arguments.find_batch:
         recipe = _found_batch(arguments, recipe, world, load)
     model = load()

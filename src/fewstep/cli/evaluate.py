@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.cli.options import MODEL, add_model_options, model_options
 from fewstep.errors import RequestError
 
 if TYPE_CHECKING:
@@ -48,9 +49,8 @@ def register(subparsers: Any) -> None:
 
 def _register_pictures(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is measured")
-    group.add_argument(
-        "model", nargs="?", metavar="MODEL", help="model folder or hub name (default: the embedded model)"
-    )
+    group.add_argument("model", nargs="?", metavar="MODEL", help=f"{MODEL} (default: the embedded model)")
+    add_model_options(group)
     group.add_argument("--lora", type=Path, metavar="FILE", help="few-step LoRA (with the embedded model: its own)")
     group.add_argument("--pictures", type=Path, metavar="DIR", help="measure this folder's pictures; draw nothing")
     group.add_argument(
@@ -263,7 +263,7 @@ def _of_model(arguments: argparse.Namespace, task: Task) -> tuple[dict[str, Any]
     from fewstep.checkpoints.load import load_model
 
     cases = _cases(arguments, task)
-    model = load_model(arguments.model, device=arguments.device)
+    model = load_model(arguments.model, device=arguments.device, **model_options(arguments))
     lora = _lora(arguments, model)
     cells, teacher = _cells(arguments, model, lora)
     if arguments.alone and task.protocol is not None and task.protocol.name != "fid-teacher":

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.cli.options import MODEL, add_model_options, lora_choice, model_options
 from fewstep.cli.output import check_new_folder, check_outputs, default_name, numbered, step_name
 from fewstep.errors import RequestError
 from fewstep.request import DEFAULTS, SEED_COUNT, SPECS, Request, Spec, request_of
@@ -38,9 +39,10 @@ def register(subparsers: Any) -> None:
     )
     _add_request_options(parser)
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="png, jpg or webp; named by the prompt if none")
-    parser.add_argument("--model", metavar="PATH", help="model folder or Hub name; the embedded model if absent")
+    parser.add_argument("--model", metavar="PATH", help=f"{MODEL}; the embedded model if absent")
+    add_model_options(parser)
     parser.add_argument(
-        "--lora", action="append", type=lora_option, metavar="FILE[:WEIGHT]", help="LoRA; may be repeated"
+        "--lora", action="append", type=lora_choice, metavar="FILE[:WEIGHT]", help="LoRA; may be repeated"
     )
     parser.add_argument("--no-lora", action="store_true", help="without the embedded model's own few-step LoRA")
     parser.add_argument("--from", dest="source", type=Path, metavar="PICTURE", help="take its settings from this one")
@@ -77,15 +79,6 @@ def _type_of(spec: Spec) -> Any:
             raise argparse.ArgumentTypeError(f"'{text}' is not {what} {spec.limits()}") from None
 
     return number if spec.kind in ("whole", "number") else str
-
-
-def lora_option(text: str) -> tuple[str, float]:
-    """`ink.safetensors:0.6` as (path, weight); without a weight it is 1."""
-    path, colon, weight = text.rpartition(":")
-    try:
-        return (path, float(weight)) if colon else (text, 1.0)
-    except ValueError:
-        return text, 1.0
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -148,7 +141,8 @@ def _load(arguments: argparse.Namespace, recalled: Recalled | None) -> Pipeline:
         model = recalled_model(recalled) if model is None else model
         lora = recalled_loras(recalled) if lora is None else lora
         dtype = recalled_dtype(recalled, choose(arguments.device).device) if dtype is None else dtype
-    return fewstep.load(model, lora=False if arguments.no_lora else lora, device=arguments.device, dtype=dtype)
+    lora = False if arguments.no_lora else lora
+    return fewstep.load(model, lora=lora, device=arguments.device, dtype=dtype, **model_options(arguments))
 
 
 def _differences(recalled: Recalled, plan: Plan, pipe: Pipeline) -> list[str]:

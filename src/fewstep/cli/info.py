@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.cli.options import add_model_options, model_options
+
 if TYPE_CHECKING:
     from fewstep.checkpoints.load import Sampling
 
@@ -17,10 +19,11 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info",
         help="describe a model, a LoRA or a picture",
-        description="Describe a model folder, a Hub name, a LoRA file or a picture; the embedded model by default.",
+        description="Describe a model (file, folder or Hub name), a LoRA or a picture; the embedded model by default.",
         allow_abbrev=False,
     )
     parser.add_argument("path", nargs="?", metavar="PATH", help="what to describe")
+    add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="show errors in full")
     parser.set_defaults(run=run)
@@ -28,13 +31,13 @@ def register(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Describes; returns the exit code."""
-    facts = describe(arguments.path)
+    facts = describe(arguments.path, **model_options(arguments))
     print(json.dumps(facts, ensure_ascii=False, indent=2) if arguments.json else "\n".join(_lines(facts)))
     return 0
 
 
-def describe(path: str | None) -> dict[str, Any]:
-    """The facts, by what the path is.
+def describe(path: str | None, **parts: Any) -> dict[str, Any]:
+    """The facts, by what the path is; `parts` are `load_model`'s base, vae and prediction.
 
     Raises:
         CheckpointError, LoraError, ImageError: it is missing, damaged, or none of these.
@@ -44,9 +47,17 @@ def describe(path: str | None) -> dict[str, Any]:
     suffix = Path(path).suffix.lower() if path is not None else ""
     if path is not None and suffix in EXTENSIONS:
         return _picture(Path(path))
-    if path is not None and Path(path).is_file():
+    if path is not None and Path(path).is_file() and _is_lora(Path(path)):
         return _lora(Path(path))
-    return _model(path)
+    return _model(path, **parts)
+
+
+def _is_lora(path: Path) -> bool:
+    from fewstep.checkpoints.files import read_header
+    from fewstep.checkpoints.lora_keys import parse_key, unsupported
+
+    shapes, metadata = read_header(path)
+    return "ss_network_module" in metadata or bool(unsupported(shapes)) or any(map(parse_key, shapes))
 
 
 def _picture(path: Path) -> dict[str, Any]:
@@ -93,13 +104,13 @@ def _lora(path: Path) -> dict[str, Any]:
     }
 
 
-def _model(path: str | None) -> dict[str, Any]:
+def _model(path: str | None, **parts: Any) -> dict[str, Any]:
     """Loaded in half precision on the CPU: that checks every weight and takes the least memory."""
     from fewstep.checkpoints.load import load_model
 
-    model = load_model(path, device="cpu", dtype="bfloat16")
-    parts = {"unet": [model.unet], "vae": [model.vae], "text": list(model.text.encoders)}
-    counts = {name: sum(p.numel() for part in found for p in part.parameters()) for name, found in parts.items()}
+    model = load_model(path, device="cpu", dtype="bfloat16", **parts)
+    networks = {"unet": [model.unet], "vae": [model.vae], "text": list(model.text.encoders)}
+    counts = {name: sum(p.numel() for part in found for p in part.parameters()) for name, found in networks.items()}
     return {
         "kind": "model",
         "path": str(model.path),
@@ -113,16 +124,17 @@ def _model(path: str | None) -> dict[str, Any]:
         "dtype": _stored_dtype(model.path),
         "sampling": _sampling(model.sampling),
         "loras": sorted(file.name for file in model.path.glob("*lora*.safetensors")),
+        "notes": list(model.notes),
     }
 
 
-def _stored_dtype(folder: Path) -> str:
-    """The number formats of the UNet's weights on disk."""
+def _stored_dtype(path: Path) -> str:
+    """The number formats of the UNet's weights on disk, of a single file of all its weights."""
     from safetensors import safe_open
 
     found: set[str] = set()
-    for path in (folder / "unet").glob("*.safetensors"):
-        with safe_open(path, framework="np") as file:
+    for part in [path] if path.is_file() else (path / "unet").glob("*.safetensors"):
+        with safe_open(part, framework="np") as file:
             found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     return ", ".join(sorted(found))
 

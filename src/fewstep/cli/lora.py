@@ -99,10 +99,10 @@ def run_merge(arguments: argparse.Namespace) -> int:
     """Several as one; returns the exit code."""
     from fewstep.checkpoints.lora import read_lora
     from fewstep.checkpoints.lora_edit import merge
-    from fewstep.cli.generate import lora_option
+    from fewstep.cli.options import lora_choice
 
     _check_out(arguments)
-    loras = [(read_lora(path), weight) for path, weight in map(lora_option, arguments.loras)]
+    loras = [(read_lora(path), weight) for path, weight in map(lora_choice, arguments.loras)]
     if wild := next((lora for lora, weight in loras if not math.isfinite(weight)), None):
         raise RequestError(
             f"The weight of '{wild.path.name}' is not a finite number. Write it as {wild.path.name}:0.8."

@@ -18,7 +18,10 @@ from typing import Any, NoReturn
 from fewstep import __version__
 from fewstep.errors import FewstepError, RequestError
 
-COMMANDS = ("generate", "info", "data", "distill", "report", "evaluate", "lora", "merge", "export", "serve")
+COMMANDS = (
+    *("generate", "info", "data", "distill", "report", "evaluate"),
+    *("lora", "convert", "merge", "export", "serve"),
+)
 INTERRUPTED = 130
 
 

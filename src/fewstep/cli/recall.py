@@ -77,8 +77,9 @@ def recalled_model(recalled: Recalled) -> Path | str | None:
     if name == EMBEDDED:
         return None
     for folder in (Path(), recalled.path.parent):
-        if (folder / name).is_dir():
-            return folder / name
+        for path in (folder / name, folder / f"{name}.safetensors"):
+            if path.is_dir() or (path.is_file() and path.suffix == ".safetensors"):
+                return path
     if is_hub_id(name):
         return name
     found = recalled.settings.get("Model hash", "unknown")

@@ -7,6 +7,7 @@
 | pictogram | 1             | cross-attention 160                                            | 256 px    |
 | sdxl      | 2             | size and crop embedding, attention in the middle (2048)        | 1024 px   |
 | ssd1b     | 2             | the same without attention in the middle                       | 1024 px   |
+| vega      | 2             | that, with transformers of one and two layers (Segmind-Vega)   | 1024 px   |
 
 Widths other than the published ones are accepted, so that miniatures of a family work like the family. The size is the
 config's own where it says one (latents x 8): SD 2.x was trained at 512 and at 768 px.
@@ -18,15 +19,20 @@ from typing import Any, Literal
 
 from fewstep.errors import CheckpointError
 
-Name = Literal["pictogram", "sd15", "sd2", "ssd1b", "sdxl"]
+Name = Literal["pictogram", "sd15", "sd2", "ssd1b", "vega", "sdxl"]
 
 _LABELS: dict[Name, tuple[str, int]] = {
     "pictogram": ("pictogram", 256),
     "sd15": ("SD 1.5", 512),
     "sd2": ("SD 2.x", 768),
     "ssd1b": ("SSD-1B", 1024),
+    "vega": ("Segmind-Vega", 1024),
     "sdxl": ("SDXL", 1024),
 }
+
+
+INPAINTING = 9
+"""Channels of an inpainting UNet: latents, mask, latents of the masked picture."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Family:
 def family_of(unet_config: Mapping[str, Any], keys: Collection[str] = ()) -> Family:
     """The family of a UNet from its config and, where given, the names of its weights (they win over the config).
 
-    Raises CheckpointError for a UNet of another architecture: inpainting, SDXL refiner, pixel-space and others.
+    Raises CheckpointError for a UNet of another architecture: SDXL refiner, upscaling, pixel-space and others.
     """
     width = unet_config.get("cross_attention_dim")
     if not isinstance(width, int):
@@ -57,18 +63,15 @@ def family_of(unet_config: Mapping[str, Any], keys: Collection[str] = ()) -> Fam
     label, published_px = _LABELS[name]
     latent = unet_config.get("sample_size")
     size_px = latent * 8 if isinstance(latent, int) else published_px
-    return Family(name, label, width, size_px, 2 if name in ("sdxl", "ssd1b") else 1)
+    return Family(name, label, width, size_px, 2 if name in ("sdxl", "ssd1b", "vega") else 1)
 
 
 def _check_channels(unet_config: Mapping[str, Any]) -> None:
     channels = unet_config.get("in_channels", 4)
-    if channels == 4 and unet_config.get("out_channels", 4) == 4:
+    if channels in (4, INPAINTING) and unet_config.get("out_channels", 4) == 4:
         return
-    kind = {9: "an inpainting model", 8: "an instruction or upscaling model"}.get(channels, "of another kind")
-    raise CheckpointError(
-        f"The UNet takes {channels} channels, so it is {kind}; only models of 4 latent channels are known. "
-        "Use the ordinary checkpoint: it repaints with a mask too."
-    )
+    kind = {8: "an instruction or upscaling model"}.get(channels, "of another kind")
+    raise CheckpointError(f"The UNet takes {channels} channels, so it is {kind}; only 4 and 9 (inpainting) are known.")
 
 
 def _name(unet_config: Mapping[str, Any], keys: Collection[str], width: int) -> Name:
@@ -88,4 +91,8 @@ def _xl_name(unet_config: Mapping[str, Any], keys: Collection[str], width: int) 
         middle = any(key.startswith("mid_block.attentions.") for key in keys)
     else:
         middle = unet_config.get("mid_block_type", "UNetMidBlock2DCrossAttn") == "UNetMidBlock2DCrossAttn"
-    return "sdxl" if middle else "ssd1b"
+    if middle:
+        return "sdxl"
+    layers = unet_config.get("transformer_layers_per_block")
+    shallow = isinstance(layers, (list, tuple)) and all(isinstance(depth, int) and depth <= 2 for depth in layers)
+    return "vega" if shallow else "ssd1b"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.errors import CheckpointError
 from fewstep.models.text import Text
 from fewstep.sampling.guidance import guidance_embedding
 
@@ -45,8 +46,13 @@ def predict(
 
     w_B is the papers' guidance w = guidance - 1, used where the UNet has a guidance embedding (default 0) and
     ignored elsewhere. size is the picture's (height, width) in px for SDXL, where the text brings no time ids;
-    default 8 x the latents'. A text of one row serves the whole batch.
+    default 8 x the latents'. A text of one row serves the whole batch. Raises CheckpointError for an inpainting UNet.
     """
+    if z_BCHW.shape[1] != unet.config.in_channels:
+        raise CheckpointError(
+            f"The UNet takes {unet.config.in_channels} channels (an inpainting model): it can be converted and merged, "
+            "but not sampled yet. Use the ordinary checkpoint: it repaints with a mask too."
+        )
     dtype, batch = weight_dtype(unet), len(z_BCHW)
     text = text.expand(batch)
     extra: dict[str, Any] = {}

@@ -1,0 +1,75 @@
+"""`fewstep convert IN OUT`: a single file into a folder, a folder into a single file, or another number format."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.cli.options import MODEL, add_model_options, check_new, model_options
+from fewstep.errors import OutputError
+
+if TYPE_CHECKING:
+    from fewstep.checkpoints.load import Model
+
+
+def register(subparsers: Any) -> None:
+    """Add `convert` to the command line."""
+    parser = subparsers.add_parser(
+        "convert",
+        help="a single file into a folder, or back, or into another number format",
+        description="Write a model as a single file (OUT ends in .safetensors: the original layout, which every "
+        "program reads) or as a diffusers folder. Every weight keeps its number format unless --dtype is given.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="IN", help=MODEL)
+    parser.add_argument("out", type=Path, metavar="OUT", help="name.safetensors for a single file, else a folder")
+    add_write_options(parser)
+    parser.add_argument(
+        "--bake-w",
+        type=float,
+        metavar="W",
+        help="make a guidance-embedded LCM an ordinary model of one guidance: W = guidance - 1, such as 7",
+    )
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="read a .ckpt or .pt file too: its weights, no code in it"
+    )
+    parser.set_defaults(run=run)
+
+
+def add_write_options(parser: Any) -> None:
+    """Those of every command that writes a model."""
+    parser.add_argument("--dtype", help="fp32, fp16 or bf16; as stored if absent")
+    add_model_options(parser)
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reads, checks, writes, says; returns the exit code."""
+    from fewstep.checkpoints.load import load_stored
+
+    check_new(arguments.out, force=arguments.force)
+    model = load_stored(arguments.model, trust_pickle=arguments.trust_pickle, **model_options(arguments))
+    if arguments.bake_w is not None:
+        from fewstep.checkpoints.bake import bake_guidance
+
+        bake_guidance(model, arguments.bake_w)
+    print(write(model, arguments.out, dtype=arguments.dtype))
+    return 0
+
+
+def write(model: Model, out: Path, *, dtype: str | None, metadata: dict[str, str] | None = None) -> str:
+    """Writes the model as what the name says, and what is there now in a sentence."""
+    if out.suffix == ".safetensors":
+        from fewstep.checkpoints.save_single import save_single
+
+        save_single(model, out, dtype=dtype, metadata=metadata)
+    elif out.is_file():
+        raise OutputError(f"'{out}' is a file; a single file's name ends in .safetensors, a folder's does not.")
+    else:
+        from fewstep.checkpoints.save import save_model
+
+        save_model(model, out, dtype=dtype)
+    sampling = model.sampling
+    how = f"sampler {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}"
+    return f"{out}: {model.family}, {model.schedule.prediction}, {how}"
