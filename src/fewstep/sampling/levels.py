@@ -155,9 +155,9 @@ SCHEDULE_TYPES: dict[str, ScheduleType] = {
         ScheduleType("SGM Uniform", sgm_uniform),
         ScheduleType("KL Optimal", kl_optimal),
         ScheduleType("Align Your Steps", align_your_steps(AYS_SD15)),
-        ScheduleType("Align Your Steps XL", align_your_steps(AYS_SDXL)),
         ScheduleType("Simple", simple),
         ScheduleType("Normal", uniform),
         ScheduleType("Beta", beta),
     )
-}
+} | {"align_your_steps_xl": ScheduleType("Align Your Steps", align_your_steps(AYS_SDXL))}
+"""By name. SDXL has a table of its own of "Align Your Steps"."""
