@@ -57,7 +57,24 @@ def test_a_forge_text():
     request = request_from_infotext(FORGE)
     assert (request.steps, request.sampler, request.guidance, request.seed) == (6, "LCM", 1.5, 123)
     assert (request.width, request.height, request.clip_skip) == (512, 768, 2)
+    assert (request.schedule, request.rng, request.ensd) == ("Automatic", "nv", 0)
     assert write(info) == FORGE
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("Schedule type: Karras, RNG: CPU, ENSD: 31337, Version: v1.10.1", ("Karras", "cpu", 31337)),
+        ("Schedule type: Karras, RNG: NV, Version: fewstep 0.1.0", ("Karras", "nv", 0)),
+        ("Timestep table: trailing, RNG: CPU, Version: fewstep 0.1.0", ("trailing", "cpu", 0)),
+        ("Model: x, Version: v1.6.0", ("Automatic", "nv", 0)),
+        ("Model: x, RNG: GPU, Version: v1.6.0", ("Automatic", "nv", 0)),
+        ("Model: x", (None, "cpu", 0)),
+    ],
+)
+def test_the_schedule_and_the_noise_of_a_picture(settings, expected):
+    request = request_from_infotext(f"a\nSteps: 4, Sampler: DPM++ 2M, Seed: 1, {settings}")
+    assert (request.schedule, request.rng, request.ensd) == expected
 
 
 def test_a_last_line_with_few_settings_belongs_to_the_prompt():

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 import fewstep
+from fewstep.checkpoints.description import Sampling
 from fewstep.errors import LoraError, RequestError
 from fewstep.infotext import parse, request_from_infotext
 from fewstep.pipeline import Pipeline, find_lora, lora_pairs
+from fewstep.plan import Defaults, plan_of
 from fewstep.request import Request
 from tests.tiny import tiny_folder, tiny_model
 
@@ -190,7 +192,16 @@ def test_stopping_early_does_no_harm(pipe):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"stepz": 1}, {"steps": 0}, {"sampler": "best"}, {"timestep_table": "best"}, {"clip_skip": 9}]
+    "fields",
+    [
+        {"stepz": 1},
+        {"steps": 0},
+        {"sampler": "best"},
+        {"schedule": "best"},
+        {"rng": "gpu"},
+        {"ensd": -1},
+        {"clip_skip": 9},
+    ],
 )
 def test_mistakes_in_requests(pipe, fields):
     with pytest.raises(RequestError):
@@ -210,6 +221,45 @@ def test_a_picture_can_be_made_again_from_its_settings(pipe):
     again = pipe(request_from_infotext(image.info["parameters"]))
     assert furthest(image, again) == 0
     assert again.info["parameters"] == image.info["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "recorded"),
+    [
+        ({"sampler": "DPM++ SDE Karras"}, {"Sampler": "DPM++ SDE", "Schedule type": "Karras"}),
+        ({"sampler": "heun", "schedule": "automatic"}, {"Sampler": "Heun", "Schedule type": "Uniform"}),
+        ({"sampler": "DPM2 a", "schedule": "Automatic", "rng": "NV"}, {"Schedule type": "Karras", "RNG": "NV"}),
+        ({"sampler": "DPM++ 2M SDE Karras", "schedule": "Automatic"}, {"Schedule type": "Karras"}),
+        ({"sampler": "lcm", "schedule": "Automatic"}, {"Timestep table": "a1111", "LCM origin steps": "50"}),
+        ({"sampler": "plms", "schedule": "AYS"}, {"Sampler": "PLMS", "Schedule type": "Align Your Steps"}),
+        ({"sampler": "DPM adaptive", "count": 2}, {"Sampler": "DPM adaptive", "Timestep table": "trailing"}),
+        ({"sampler": "Euler a", "ensd": 31337}, {"ENSD": "31337", "Timestep table": "trailing"}),
+    ],
+)
+def test_samplers_schedules_and_noises_are_recorded_and_repeated(pipe, fields, recorded):
+    image = pipe("a cat", steps=3, guidance=1, seed=5, width=64, height=64, **fields)
+    image = image[1] if isinstance(image, list) else image
+    settings = parse(image.info["parameters"]).settings
+    assert settings.items() >= recorded.items()
+    assert ("Schedule type" in settings) != ("Timestep table" in settings)
+    assert furthest(image, pipe(request_from_infotext(image.info["parameters"]))) == 0
+
+
+def test_the_kind_of_noise_and_its_second_seed_change_the_picture(pipe):
+    how = {"steps": 2, "guidance": 1, "seed": 5, "sampler": "Euler a"}
+    pictures = [pipe("a cat", **how, **more) for more in ({}, {"rng": "nv"}, {"ensd": 1}, {"rng": "nv", "ensd": 1})]
+    assert all(furthest(a, b) > 0 for i, a in enumerate(pictures) for b in pictures[:i])
+    assert furthest(pictures[0], pipe("a cat", **how, ensd=0)) == 0
+
+
+def test_sdxl_has_steps_of_its_own_to_align():
+    sampling = Sampling()
+    request = Request("a", sampler="euler", schedule="Align Your Steps", steps=10)
+    small, large = (plan_of(request, Defaults(sampling, xl=xl)) for xl in (False, True))
+    assert (small.table, large.table) == ("align_your_steps", "align_your_steps_xl")
+    assert small.timesteps[0] == large.timesteps[0] == 999
+    assert small.timesteps[1] > large.timesteps[1]
+    assert large.infotext(0, {}).settings["Schedule type"] == "Align Your Steps"
 
 
 def test_the_recorded_settings(pipe):

@@ -44,6 +44,8 @@ CASES = {
     "guided, two": {"steps": 2, "guidance": 3.0, "negative_prompt": "dog", "count": 2, "clip_skip": 2},
     "image": {"steps": 2, "image": picture(72), "strength": 0.5},
     "inpaint": {"steps": 2, "image": picture(64), "mask": Image.fromarray(np.eye(64, dtype=np.uint8) * 255)},
+    "a walk, the GPU's noise": {"steps": 3, "sampler": "DPM++ SDE Karras", "rng": "nv"},
+    "below the first timestep": {"steps": 3, "sampler": "DPM2 a", "schedule": "automatic"},
     "lora in the prompt": {"steps": 2, "prompt": "a cat <lora:ink:0.5>"},
 }
 

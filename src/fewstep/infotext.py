@@ -178,8 +178,18 @@ def request_from_infotext(info: str | Infotext) -> Request:
         if match is None:
             raise RequestError(f"The picture's settings say Size: {size}, which is not two numbers such as 512x768.")
         fields |= {"width": int(match[1]), "height": int(match[2])}
-    names = {"sampler": settings.get("Sampler"), "timestep_table": settings.get("Timestep table")}
+    absent, rng = ("Automatic", "GPU") if _is_foreign(settings) else ("", "CPU")
+    names = {
+        "sampler": settings.get("Sampler"),
+        "schedule": settings.get("Timestep table") or settings.get("Schedule type", absent),
+        "rng": "cpu" if settings.get("RNG", rng).upper() == "CPU" else "nv",
+    }
     return request_of(fields | {name: value for name, value in names.items() if value})
+
+
+def _is_foreign(settings: Mapping[str, str]) -> bool:
+    """Whether a web interface wrote them: there a missing schedule type is Automatic and a missing RNG the GPU's."""
+    return not settings.get("Version", "fewstep").startswith("fewstep")
 
 
 _NUMBERS = (
@@ -188,6 +198,7 @@ _NUMBERS = (
     ("guidance", "Guidance embedding", float),
     ("seed", "Seed", int),
     ("clip_skip", "Clip skip", int),
+    ("ensd", "ENSD", int),
 )
 
 

@@ -124,8 +124,9 @@ class Pipeline:
     def run(self, plan: Plan) -> Iterator[PictureStep]:
         """Carries a plan out. Use one run at a time: LoRAs are merged into the one model."""
         self.runner.set_loras(self._with_tags(plan.tags))
-        for first in range(0, plan.request.count, self.batch):
-            count = min(self.batch, plan.request.count - first)
+        batch = 1 if plan.sampler.alone else self.batch
+        for first in range(0, plan.request.count, batch):
+            count = min(batch, plan.request.count - first)
             for step in denoise(self.runner, self.model.schedule, plan, first, count):
                 yield PictureStep(step, first, plan, lambda z, start: self._finish(plan, z, start))
 
@@ -172,7 +173,8 @@ class Pipeline:
         own = [lora.sampling for lora, strength in loras if strength and lora.sampling is not None]
         embedded = self.model.sampling.embedded_guidance
         sampling = own[-1] if own and not embedded else self.model.sampling
-        return Defaults(sampling, embedded, self.model.family.size_px, self.model.schedule.count)
+        family = self.model.family
+        return Defaults(sampling, embedded, family.size_px, self.model.schedule, xl=family.text_encoders > 1)
 
     def _too_long(self, name: str, text: str) -> tuple[str, ...]:
         count, lost = self.model.text.tokens(text)
@@ -211,8 +213,10 @@ class Pipeline:
 
 def denoise(runner: Runner, schedule: Schedule, plan: Plan, first: int, count: int) -> Iterator[Step]:
     """The loop for pictures `first` to `first + count - 1` of a plan, by any back end."""
-    draw = runner.noise([plan.seed_of(first + offset) for offset in range(count)], plan.size)
+    seeds, rng, ensd = [plan.seed_of(first + offset) for offset in range(count)], plan.request.rng, plan.request.ensd
+    draw = runner.noise(seeds, plan.size, rng)
     denoiser, z_BCHW = runner.denoiser(plan, count), draw()
+    draw = runner.noise([seed + ensd for seed in seeds], plan.size, rng) if ensd else draw
     if plan.image is not None:
         known_BCHW = runner.encode(_pixels(plan.image))
         noised_BCHW = add_noise(schedule, known_BCHW, z_BCHW, plan.timesteps[0])

@@ -16,12 +16,16 @@ from fewstep.image import content_hash, default_size, fit, fit_mask, open_image,
 from fewstep.infotext import Infotext
 from fewstep.prompt import LoraTag, split_lora_tags
 from fewstep.request import SEED_COUNT, Request
-from fewstep.sampling.sampler import Sampler, sampler_named
-from fewstep.sampling.timesteps import timesteps
+from fewstep.sampling.sampler import SAMPLERS, Sampler, sampler_named
+from fewstep.sampling.schedule import Schedule
+from fewstep.sampling.timesteps import LABELS, STABLE_DIFFUSION, table_named, timesteps
 
 IMAGE_HASH, MASK_HASH = "Init image hash", "Mask hash"
 ORIGIN_TABLES = ("linspace-lcm", "a1111", "sgm")
 """The tables that depend on the grid of the distillation."""
+
+AUTOMATIC = "automatic"
+"""The schedule that A1111 takes for a sampler by itself."""
 
 IMAGE_STRENGTH = 0.6
 """Of a start picture without mask, when none is asked for; with a mask it is 1."""
@@ -58,12 +62,16 @@ class SamplingDefaults(Protocol):
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a plan needs to know of a model. `embedded`: guidance is an input of its UNet, not a second prediction."""
+    """What a plan needs to know of a model. `embedded`: guidance is an input of its UNet, not a second prediction.
+
+    `xl`: it is of SDXL's kind, for which "Align Your Steps" has a table of its own.
+    """
 
     sampling: SamplingDefaults
     embedded: bool = False
     size_px: int = 512
-    timestep_count: int = 1000
+    schedule: Schedule = STABLE_DIFFUSION
+    xl: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,7 @@ class Plan:
     sampler: Sampler
     table: str
     origin_steps: int
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     guidance: float
     embedded: bool
     seed: int
@@ -106,6 +114,7 @@ class Plan:
         settings = {
             "Steps": str(len(self.timesteps)),
             "Sampler": self.sampler.label,
+            "Schedule type": LABELS.get(self.table, ""),
             "CFG scale": "" if self.embedded else number_text(self.guidance),
             "Seed": str(self.seed_of(index)),
             "Size": "{}x{}".format(*self.size),
@@ -113,10 +122,11 @@ class Plan:
             "Model": facts.get("Model", ""),
             "Denoising strength": number_text(self.strength) if self.image else "",
             "Clip skip": str(request.clip_skip) if request.clip_skip != 1 else "",
+            "ENSD": str(request.ensd) if request.ensd and self.sampler.noisy else "",
             IMAGE_HASH: self.hashes.get(IMAGE_HASH, ""),
-            "RNG": "CPU",
+            "RNG": request.rng.upper(),
             MASK_HASH: self.hashes.get(MASK_HASH, ""),
-            "Timestep table": self.table,
+            "Timestep table": "" if self.table in LABELS else self.table,
             "LCM origin steps": str(self.origin_steps) if self.table in ORIGIN_TABLES else "",
             "Guidance embedding": number_text(self.guidance) if self.embedded else "",
         }
@@ -143,15 +153,16 @@ def plan_of(request: Request, defaults: Defaults) -> Plan:
     request = request.validated()
     words, tags = split_lora_tags(request.prompt)
     sampling, strength = defaults.sampling, _strength(request)
-    sampler, table = _sampler(request, sampling)
+    sampler, table = _sampler(request, defaults)
     image, mask = _pictures(request)
     size = _size(request, image, defaults.size_px)
     times = timesteps(
         table,
         sampling.steps if request.steps is None else request.steps,
         strength=strength,
-        count=defaults.timestep_count,
+        schedule=defaults.schedule,
         origin_steps=sampling.origin_steps,
+        discard=sampler.discard,
     )
     guidance = float(sampling.guidance if request.guidance is None else request.guidance)
     return Plan(
@@ -174,11 +185,16 @@ def plan_of(request: Request, defaults: Defaults) -> Plan:
     )
 
 
-def _sampler(request: Request, sampling: SamplingDefaults) -> tuple[Sampler, str]:
+def _sampler(request: Request, defaults: Defaults) -> tuple[Sampler, str]:
     """The sampler, and the timestep table: the one asked for, else the model's own for its own sampler."""
-    own = sampler_named(sampling.sampler)
+    own = sampler_named(defaults.sampling.sampler)
     sampler = own if request.sampler is None else sampler_named(request.sampler)
-    return sampler, request.timestep_table or (sampling.table if sampler.name == own.name else sampler.table)
+    table = request.schedule or (defaults.sampling.table if sampler == own else sampler.table)
+    if table.lower() == AUTOMATIC:
+        plain = sampler == SAMPLERS[sampler.name]
+        table = (plain and sampler.automatic) or sampler.table
+    table = table_named(table)
+    return sampler, f"{table}_xl" if table == "align_your_steps" and defaults.xl else table
 
 
 def _hashes(image: Image.Image | None, mask: Image.Image | None) -> dict[str, str]:

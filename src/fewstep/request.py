@@ -36,6 +36,7 @@ class Spec:
     multiple: int = 1
     hint: str = ""
     flags: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     def limits(self) -> str:
         """The allowed values in words, "" where there is no limit.
@@ -46,7 +47,7 @@ class Spec:
         'from 64 to 2048 in multiples of 8'
         """
         if self.high is None:
-            return ""
+            return ", ".join(self.choices)
         start = f"above {self.above:g} and up to" if self.above is not None else f"from {self.low:.10g} to"
         return f"{start} {self.high:.10g}" + (f" in multiples of {self.multiple}" if self.multiple > 1 else "")
 
@@ -72,7 +73,13 @@ class Request:
         Spec("text", "what to keep away from; has an effect only with guidance above 1", high=PROMPT_LIMIT), ""
     )
     steps: int | None = _field(
-        Spec("whole", "model evaluations, the same number at any strength", 1, 1000, hint="Few-step models: 1 to 8."),
+        Spec(
+            "whole",
+            "the same number at any strength; one model evaluation each, two with Heun, DPM2, 2S a, SDE and Restart",
+            1,
+            1000,
+            hint="Few-step models: 1 to 8.",
+        ),
         None,
     )
     guidance: float | None = _field(
@@ -100,8 +107,20 @@ class Request:
         None,
     )
     sampler: str | None = _field(Spec("name", "name of the sampler; the model's own when not given"), None)
-    timestep_table: str | None = _field(
-        Spec("name", "how the timesteps are spread; the sampler's own when not given", flags=("--timesteps",)), None
+    schedule: str | None = _field(
+        Spec(
+            "name",
+            "how the timesteps are spread; the sampler's own when not given, A1111's for it with automatic",
+            flags=("--timesteps",),
+        ),
+        None,
+    )
+    rng: str = _field(
+        Spec("name", "whose noise a seed means: torch's on a CPU, or on an NVIDIA GPU (NV)", choices=("cpu", "nv")),
+        "cpu",
+    )
+    ensd: int = _field(
+        Spec("whole", "added to the seed for the noise after the first (eta noise seed delta)", 0, SEED_COUNT - 1), 0
     )
     clip_skip: int = _field(Spec("whole", "which layer of the text encoder to read, counted from the last", 1, 12), 1)
 
@@ -150,6 +169,7 @@ def schema() -> dict[str, Any]:
         ends = ("maxLength",) * 2 if spec.kind == "text" else ("minimum", "maximum")
         bounds = {ends[0]: spec.low, ends[1]: spec.high, "exclusiveMinimum": spec.above, "default": DEFAULTS.get(name)}
         entry |= {key: value for key, value in bounds.items() if value is not None}
+        entry |= {"enum": [*spec.choices]} if spec.choices else {}
         properties[name] = entry | ({"multipleOf": spec.multiple} if spec.multiple > 1 else {})
     return {"type": "object", "properties": properties, "required": ["prompt"], "additionalProperties": False}
 
@@ -179,7 +199,11 @@ def _checked_text(name: str, spec: Spec, value: Any) -> str:
         raise RequestError(f"{name} has {len(value)} characters, but at most {spec.high} are allowed. Shorten it.")
     if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
         raise RequestError(f"{name} has characters that are not text (zero, half a pair). Give plain Unicode text.")
-    return value
+    if not spec.choices:
+        return value
+    if value.lower() not in spec.choices:
+        raise RequestError(f"{name} is {value!r}, which is not known. Choose one of: {spec.limits()}.")
+    return value.lower()
 
 
 def _checked_number(name: str, spec: Spec, value: Any) -> int | float:

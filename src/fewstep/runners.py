@@ -42,7 +42,7 @@ class Runner(Protocol):
         """The network with this plan's prompt and guidance inside, for `count` pictures."""
         ...
 
-    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
+    def noise(self, seeds: Sequence[int], size: tuple[int, int], rng: str = "cpu") -> Callable[[], Array]:
         """A function whose every call draws the next unit noise (B, 4, height / 8, width / 8), one generator a seed."""
         ...
 
@@ -64,6 +64,16 @@ def _texts(encoder: Any, plan: Plan) -> tuple[Any, Any]:
     skip = plan.request.clip_skip
     text = encoder.encode([plan.words], clip_skip=skip)
     return text, encoder.encode_negative([plan.request.negative_prompt], clip_skip=skip) if plan.guided else None
+
+
+def _numpy_noise(seeds: Sequence[int], size: tuple[int, int], rng: str) -> Callable[[], np.ndarray]:
+    import numpy as np
+
+    from fewstep.noise import STREAMS
+
+    streams = [STREAMS[rng](seed) for seed in seeds]
+    shape = (1, 4, size[1] // CELL_PX, size[0] // CELL_PX)
+    return lambda: np.concatenate([stream.normal(shape) for stream in streams])
 
 
 class TorchRunner:
@@ -91,10 +101,13 @@ class TorchRunner:
 
         return EagerDenoiser(self.model, *_texts(self.model.text, plan), plan.guidance)
 
-    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
+    def noise(self, seeds: Sequence[int], size: tuple[int, int], rng: str = "cpu") -> Callable[[], Array]:
         """Drawn on the CPU in float32, so a seed means the same noise on every device and in every batch."""
         import torch
 
+        if rng != "cpu":
+            draw = _numpy_noise(seeds, size, rng)
+            return lambda: torch.from_numpy(draw()).to(self.model.device)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         shape = (1, 4, size[1] // CELL_PX, size[0] // CELL_PX)
         return lambda: torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
@@ -152,15 +165,9 @@ class OnnxRunner:
 
         return OnnxDenoiser(self.model, *_texts(self.model.text, plan), plan.guidance)
 
-    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Callable[[], Array]:
+    def noise(self, seeds: Sequence[int], size: tuple[int, int], rng: str = "cpu") -> Callable[[], Array]:
         """The same numbers as torch's, to about 1e-6."""
-        import numpy as np
-
-        from fewstep.noise import CpuNoise
-
-        streams = [CpuNoise(seed) for seed in seeds]
-        shape = (1, 4, size[1] // CELL_PX, size[0] // CELL_PX)
-        return lambda: np.concatenate([stream.normal(shape) for stream in streams])
+        return _numpy_noise(seeds, size, rng)
 
     def encode(self, pixels_BHWC: np.ndarray) -> Array:
         """The mode of the posterior, not a draw from it."""

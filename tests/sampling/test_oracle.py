@@ -110,3 +110,36 @@ def test_lcm_with_the_exact_consistency_function_samples_exactly():
         a, sigma = SD.alpha_sigma(step.t_next, z)
         assert step.z.mean() == pytest.approx(float(a[0, 0]) * MU, abs=0.04)
         assert step.z.std() == pytest.approx(float(np.sqrt(variance(a, sigma))[0, 0]), rel=0.04)
+
+
+# ---- the walks
+
+
+@pytest.mark.parametrize(("name", "order"), [("heun", 2), ("dpm2", 2), ("lms", 3)])
+def test_order_of_convergence_of_the_walks(name, order):
+    """LMS begins with steps of lower order and so falls short of its 4."""
+    errors = [error(name, steps) for steps in (10, 20, 40)]
+    assert np.log2(errors[0] / errors[2]) / 2 > order - 0.4
+    assert errors[-1] < 2e-3
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm2", "lms", "plms"])
+def test_a_whole_run_of_a_walk_arrives_at_the_exact_image(name):
+    sampler = SAMPLERS[name]
+    z = draw([999], 256)
+    final = [*sample(denoise, z, timesteps("karras", 50), sampler=sampler, schedule=SD, noise=lambda k: z)][-1]
+    assert rms(final.z - exact(z, [999], [sampler.last])) < 2e-2
+
+
+NOISY = ["dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "restart"]
+
+
+@pytest.mark.parametrize("name", [*NOISY, "dpm_fast", "dpm_adaptive"])
+def test_the_noisy_walks_draw_from_the_target(name):
+    """Mean and spread of the data: noise that is a little too much or too little would show in the spread."""
+    sampler, rng = SAMPLERS[name], np.random.default_rng(1)
+    z = draw([999], 8192)
+    run = timesteps("karras", 60)
+    steps = [*sample(denoise, z, run, sampler=sampler, schedule=SD, noise=lambda k: rng.standard_normal(z.shape))]
+    assert steps[-1].z.mean() == pytest.approx(MU, abs=0.03)
+    assert steps[-1].z.std() == pytest.approx(SPREAD, rel=0.05)

@@ -27,6 +27,8 @@ from fewstep.sampling.consistency import advance_lcm, advance_tcd
 from fewstep.sampling.ode import ddim_map
 
 ALL = sorted(SAMPLERS)
+STEPPED = [name for name in ALL if SAMPLERS[name].advance]
+COUNTED = [name for name in ALL if name != "dpm_adaptive"]
 SD = Schedule(scaled_linear())
 
 
@@ -62,10 +64,10 @@ def test_numpy_and_torch_agree(name, steps, normal):
         assert isinstance(b.z, torch.Tensor)
         assert a.z.dtype == np.float32
         assert b.z.dtype == torch.float32
-        np.testing.assert_allclose(a.z, b.z.numpy(), atol=2e-5, rtol=1e-5)
+        np.testing.assert_allclose(a.z, b.z.numpy(), atol=2e-5 * max(1, np.abs(a.z).max()), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", STEPPED)
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_items_at_their_own_timesteps_give_what_separate_runs_give(name, kind, normal):
     """A batch as an engine forms it: three items at different places, with 0, 1 and 2 steps behind them."""
@@ -85,7 +87,7 @@ def test_items_at_their_own_timesteps_give_what_separate_runs_give(name, kind, n
         np.testing.assert_array_equal(np.asarray(together[one]), np.asarray(apart))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", STEPPED)
 def test_advance_is_pure(name, normal):
     arrays = [normal(s) for s in (1, 2, 3, 4, 5)]
     copies = [a.copy() for a in arrays]
@@ -97,7 +99,7 @@ def test_advance_is_pure(name, normal):
         np.testing.assert_array_equal(array, copy)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", COUNTED)
 @pytest.mark.parametrize("strength", [0.01, 0.5, 1.0])
 def test_one_step_gives_the_prediction(name, strength, normal):
     """Where a sampler ends clean, one step is the network's z0 itself; else z0 with the least noise of the schedule."""
@@ -117,7 +119,7 @@ def test_zero_terminal_snr_stays_finite(name, prediction, steps, normal):
         assert all(np.isfinite(step.z).all() for step in run(name, normal(0), steps, schedule=schedule))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", STEPPED)
 def test_float16_input_neither_overflows_nor_stays_float16(name):
     z = np.full((1, 1, 2, 2), 300.0, np.float16)
     after = SAMPLERS[name].advance(SD, z, -z, [999], [759], z, ())
@@ -131,7 +133,7 @@ def test_fifty_steps_and_every_table_run(name, normal):
     assert np.isfinite(run(name, z, 50)[-1].z).all()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", STEPPED)
 def test_the_loop_asks_for_noise_only_where_it_counts(name, normal):
     asked = []
     z = normal(0)
@@ -255,8 +257,36 @@ def test_a_sampler_answers_to_its_name_and_its_label(name):
 
 
 def test_labels_are_those_of_a1111():
-    labels = {"LCM", "TCD", "PCM", "DDIM", "Euler", "Euler a", "DPM++ 2M", "UniPC"}
-    assert {s.label for s in SAMPLERS.values()} == labels
+    """The list of its version 1.10, `sd_samplers_kdiffusion.py`, and our TCD and PCM."""
+    labels = "LCM, DDIM, PLMS, UniPC, Euler, Euler a, LMS, Heun, DPM2, DPM2 a, DPM++ 2S a, DPM++ 2M, DPM++ SDE, "
+    labels += "DPM++ 2M SDE, DPM++ 2M SDE Heun, DPM++ 3M SDE, DPM fast, DPM adaptive, Restart"
+    assert {s.label for s in SAMPLERS.values()} == {*labels.split(", "), "TCD", "PCM"}
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "table"),
+    [
+        ("LMS Karras", "lms", "karras"),
+        ("dpm2 a karras", "dpm2_a", "karras"),
+        ("DPM++ 2M SDE Heun Karras", "dpmpp_2m_sde_heun", "karras"),
+        ("DPM++ 3M SDE Exponential", "dpmpp_3m_sde", "exponential"),
+        ("Euler SGM Uniform", "euler", "sgm_uniform"),
+        ("DPM++ 2M SDE Heun", "dpmpp_2m_sde_heun", "trailing"),
+    ],
+)
+def test_a_name_may_end_in_a_schedule_type(name, sampler, table):
+    assert sampler_named(name) == replace(SAMPLERS[sampler], table=table)
+
+
+def test_what_automatic_means_is_that_of_a1111():
+    """`sd_samplers_kdiffusion.py`, version 1.10; there "" is Uniform."""
+    karras = {"DPM2", "DPM2 a", "DPM++ 2S a", "DPM++ 2M", "DPM++ SDE", "Restart"}
+    exponential = {"DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 3M SDE"}
+    others = {"LCM": "a1111", "DDIM": "ddim", "PLMS": "ddim", "UniPC": "sgm_uniform", "TCD": "", "PCM": ""}
+    for sampler in SAMPLERS.values():
+        kind = "karras" if sampler.label in karras else "exponential" if sampler.label in exponential else "uniform"
+        assert sampler.automatic == others.get(sampler.label, kind)
+    assert {s.label for s in SAMPLERS.values() if s.discard} == {"DPM2", "DPM2 a", "DPM++ 3M SDE"}
 
 
 def test_gamma_is_tcds_own(normal):
@@ -269,5 +299,5 @@ def test_gamma_is_tcds_own(normal):
         sampler_named("lcm", gamma=0.3)
     with pytest.raises(RequestError, match="from 0"):
         sampler_named("tcd", gamma=1.1)
-    with pytest.raises(RequestError, match=r"no sampler 'heun'.*DPM\+\+ 2M"):
-        sampler_named("heun")
+    with pytest.raises(RequestError, match=r"no sampler 'best karras'.*DPM\+\+ 2M"):
+        sampler_named("best karras")

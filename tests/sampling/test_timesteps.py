@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import RequestError
-from fewstep.sampling import TABLES, timesteps
+from fewstep.sampling import TABLES, Schedule, scaled_linear, timesteps
 
 PUBLISHED = {
     ("linspace-lcm", 1): (999,),
@@ -28,7 +28,9 @@ PUBLISHED = {
     ("leading", 4): (751, 501, 251, 1),
     ("linspace", 1): (999,),
     ("linspace", 4): (999, 749, 500, 250),
+    ("ddim", 4): (751, 501, 251, 1),
 }
+SCHEDULES = {count: Schedule(scaled_linear(count=count)) for count in (10, 50, 500, 999, 1000)}
 
 
 @pytest.mark.parametrize(("table", "steps"), PUBLISHED)
@@ -49,7 +51,7 @@ def test_strength_keeps_the_number_of_evaluations():
 
 @pytest.mark.parametrize("table", TABLES)
 def test_one_step_at_the_lowest_strength(table):
-    expected = {"linspace-lcm": 19, "a1111": 19, "sgm": 19, "leading": 1}.get(table, 9)
+    expected = {"linspace-lcm": 19, "a1111": 19, "sgm": 19, "leading": 1, "ddim": 1}.get(table, 9)
     assert timesteps(table, 1, strength=0.01) == (expected,)
     assert len(timesteps(table, 1, strength=1e-9)) == 1
 
@@ -66,7 +68,7 @@ def test_every_table_falls_within_range_or_says_why_not(table, steps, strength, 
     if origin_steps > count:
         return
     try:
-        found = timesteps(table, steps, strength=strength, count=count, origin_steps=origin_steps)
+        found = timesteps(table, steps, strength=strength, schedule=SCHEDULES[count], origin_steps=origin_steps)
     except RequestError as error:
         assert "Use steps <= " in str(error)
         return
@@ -82,14 +84,14 @@ def test_every_table_falls_within_range_or_says_why_not(table, steps, strength, 
 def test_the_advice_of_the_error_works(table, strength):
     """Both ways out that the message offers are open, and one step more is not."""
     with pytest.raises(RequestError) as caught:
-        timesteps(table, 999, strength=strength, count=500)
+        timesteps(table, 999, strength=strength, schedule=SCHEDULES[500])
     most = int(str(caught.value).split("Use steps <= ")[1].split(" ")[0].rstrip("."))
-    assert len(timesteps(table, most, strength=strength, count=500)) == most
+    assert len(timesteps(table, most, strength=strength, schedule=SCHEDULES[500])) == most
     with pytest.raises(RequestError) as caught:
-        timesteps(table, most + 1, strength=strength, count=500)
+        timesteps(table, most + 1, strength=strength, schedule=SCHEDULES[500])
     if "or strength >= " in str(caught.value):
         enough = float(str(caught.value).split("or strength >= ")[1].rstrip("."))
-        assert len(timesteps(table, most + 1, strength=enough, count=500)) == most + 1
+        assert len(timesteps(table, most + 1, strength=enough, schedule=SCHEDULES[500])) == most + 1
 
 
 def test_the_error_is_the_one_in_the_house_rules():
@@ -116,8 +118,8 @@ def test_strength_is_above_0_and_at_most_1(strength):
 
 
 def test_other_values_out_of_range():
-    with pytest.raises(RequestError, match=r"karras.*Choose one of: linspace-lcm, a1111"):
-        timesteps("karras", 4)
+    with pytest.raises(RequestError, match=r"best.*Choose one of: linspace-lcm, a1111"):
+        timesteps("best", 4)
     with pytest.raises(RequestError, match="origin_steps"):
         timesteps("linspace-lcm", 4, origin_steps=0)
     with pytest.raises(RequestError, match="origin_steps"):

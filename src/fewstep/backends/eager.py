@@ -41,7 +41,7 @@ class EagerDenoiser:
     def __call__(self, z_BCHW: Tensor, timestep_B: Tensor | Sequence[int] | int) -> Tensor:
         """The clean latents predicted for z_BCHW, each item at its own timestep; one timestep serves all."""
         timestep_B = torch.as_tensor(timestep_B, device=z_BCHW.device).reshape(-1).expand(len(z_BCHW))
-        out_BCHW = self._output(z_BCHW, timestep_B).float()
+        out_BCHW = self._output(z_BCHW, timestep_B.clip(0)).float()
         return to_z0(self.model.schedule, z_BCHW.float(), out_BCHW, timestep_B)
 
     def _output(self, z_BCHW: Tensor, timestep_B: Tensor) -> Tensor:

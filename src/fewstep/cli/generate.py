@@ -57,7 +57,7 @@ def register(subparsers: Any) -> None:
 
 
 def _add_request_options(parser: argparse.ArgumentParser) -> None:
-    names = {"sampler": ", ".join(SAMPLERS), "timestep_table": ", ".join(TABLES)}
+    names = {"sampler": ", ".join(SAMPLERS), "schedule": ", ".join(("automatic", *TABLES))}
     for name, spec in SPECS.items():
         if name == "prompt":
             parser.add_argument("prompt", nargs="?", help=spec.help)
@@ -229,7 +229,7 @@ def _document(
     pictures_used = {"image": plan.hashes.get(IMAGE_HASH), "mask": plan.hashes.get(MASK_HASH)}
     settings = {field.name: getattr(plan.request, field.name) for field in dataclasses.fields(plan.request)}
     settings |= pictures_used | {"steps": len(plan.timesteps), "guidance": plan.guidance, "sampler": plan.sampler.name}
-    settings |= {"timestep_table": plan.table, "width": plan.size[0], "height": plan.size[1]}
+    settings |= {"schedule": plan.table, "width": plan.size[0], "height": plan.size[1]}
     settings |= {"timesteps": list(plan.timesteps), "seed": plan.seed}
     settings |= {"strength": plan.strength if plan.image else None, "model": pipe.model.name}
     settings["loras"] = [{"name": lora.name, "weight": weight} for lora, weight in pipe.loras]

@@ -59,8 +59,8 @@ def merged(recalled: Recalled, explicit: Mapping[str, Any]) -> dict[str, Any]:
     strength = recalled.settings.get("Denoising strength")
     if fields.get("image") is not None and "strength" not in explicit and strength is not None:
         fields["strength"] = _number("Denoising strength", strength)
-    if "sampler" in explicit and "timestep_table" not in explicit:
-        fields["timestep_table"] = None
+    if "sampler" in explicit and "schedule" not in explicit:
+        fields["schedule"] = None
     return fields
 
 

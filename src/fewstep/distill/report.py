@@ -146,7 +146,7 @@ def _distances(run: Run, found: dict[int, torch.Tensor]) -> dict[str, float]:
 def _sample(run: Run, who: str, steps: int, *, sampler: str, table: str) -> torch.Tensor:
     recipe, schedule = run.recipe, run.model.schedule
     shape = (recipe.look_count, *run.cache.shape)
-    grid = timesteps(table, steps, count=schedule.count, origin_steps=recipe.origin_steps)
+    grid = timesteps(table, steps, schedule=schedule, origin_steps=recipe.origin_steps)
     network = _networks(run)[who]
     z_NCHW = noise_at(shape, recipe.seed, "look").to(run.device)
     for step in sample(

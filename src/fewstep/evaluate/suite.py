@@ -120,7 +120,11 @@ def _solve(model: Model, cell: Cell, denoiser: EagerDenoiser, seeds: Sequence[in
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     sampler = sampler_named(cell.sampler)
     table = timesteps(
-        cell.table or sampler.table, cell.steps, count=model.schedule.count, origin_steps=cell.origin_steps
+        cell.table or sampler.table,
+        cell.steps,
+        schedule=model.schedule,
+        origin_steps=cell.origin_steps,
+        discard=sampler.discard,
     )
 
     def noise(_step: int = 0) -> Tensor:

@@ -3,7 +3,7 @@
 from fewstep.sampling.consistency import boundary_scalings, consistency_function, phase_edges
 from fewstep.sampling.guidance import guidance_embedding, guide, w_of
 from fewstep.sampling.ode import Past, ddim_map
-from fewstep.sampling.sampler import SAMPLERS, Advance, Denoiser, Sampler, Step, sample, sampler_named
+from fewstep.sampling.sampler import SAMPLERS, Advance, Denoiser, Sampler, Step, evaluations, sample, sampler_named
 from fewstep.sampling.schedule import (
     Prediction,
     Schedule,
@@ -33,6 +33,7 @@ __all__ = [
     "consistency_function",
     "ddim_map",
     "eps_from_z0",
+    "evaluations",
     "guidance_embedding",
     "guide",
     "linear",

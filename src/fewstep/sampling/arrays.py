@@ -15,7 +15,7 @@ Array: TypeAlias = Any
 """A torch tensor or a numpy array; both answer to the same arithmetic."""
 
 Timesteps: TypeAlias = Any
-"""An int, a list of ints or an integer array: one timestep for all items, or one for each."""
+"""A number, a list or an array: one timestep for all items, or one for each; between two trained ones it is a float."""
 
 
 def is_torch(x: object) -> bool:
@@ -60,9 +60,9 @@ def constant(values: Sequence[float], *, like: Array) -> Array:
 
 
 def indices(t_B: Timesteps, *, like: Array) -> Array:
-    """`t_B` as an int64 array of shape (B,) on the device of `like`; a single int gives shape (1,).
+    """`t_B` as an int64 array of shape (B,) on the device of `like`; a single number gives shape (1,).
 
-    >>> indices(19, like=[0.0]).tolist()
+    >>> indices(19.5, like=[0.0]).tolist()
     [19]
     """
     xp = namespace(like)
@@ -71,13 +71,33 @@ def indices(t_B: Timesteps, *, like: Array) -> Array:
     return xp.asarray(t_B).astype(xp.int64).reshape(-1)
 
 
-def same_timestep(t: int, *, like: Array) -> Array:
-    """`t` once for each item of `like`: int64, shape (B,).
+def times(t_B: Timesteps, *, like: Array) -> Array:
+    """`t_B` as an array of shape (B,) on the device of `like`: int64 if it came as integers, else float32.
+
+    >>> times(19, like=[0.0]).dtype.name, times([19.5, 20], like=[0.0]).tolist()
+    ('int64', [19.5, 20.0])
+    """
+    xp = namespace(like)
+    t_B = xp.as_tensor(t_B, device=like.device) if is_torch(like) else xp.asarray(t_B)
+    return indices(t_B, like=like) if are_whole(t_B) else float32(t_B).reshape(-1)
+
+
+def are_whole(x: Array) -> bool:
+    """Whether an array holds integers, by its type.
+
+    >>> are_whole(times(19, like=[0.0])), are_whole(times(19.0, like=[0.0]))
+    (True, False)
+    """
+    return "int" in str(x.dtype)
+
+
+def same_timestep(t: float, *, like: Array) -> Array:
+    """`t` once for each item of `like`: shape (B,), int64 if it is an int, else float32.
 
     >>> same_timestep(19, like=namespace(None).zeros((2, 4, 8, 8))).tolist()
     [19, 19]
     """
-    return indices([t] * like.shape[0], like=like)
+    return times([t] * like.shape[0], like=like)
 
 
 def broadcast(x_B: Array, *, like: Array) -> Array:

@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 
-from fewstep.sampling.arrays import Array, Timesteps, broadcast, float32, indices, namespace
+from fewstep.sampling.arrays import Array, Timesteps, are_whole, broadcast, float32, indices, namespace, times
 from fewstep.sampling.ode import Past, ddim_map
 from fewstep.sampling.schedule import Schedule, fade_and_added
 
@@ -18,13 +18,13 @@ def boundary_scalings(t_B: Timesteps, like: Array) -> tuple[Array, Array]:
     """(c_skip, c_out) of Luo et al. 2023, arXiv:2310.04378, section 4.1; float32, shaped to multiply `like`.
 
     tau = 10 t, c_skip = .25 / (tau^2 + .25), c_out = tau / sqrt(tau^2 + .25), t the *integer* timestep. In effect a
-    switch: (1, 0) at t = 0 (and -1) and the plain prediction everywhere else. In float16, tau^2 overflows from t = 26.
+    switch: (1, 0) at t = 0 (and -1), the plain prediction at every other integer. In float16, tau^2 overflows from 26.
 
     >>> c_skip, c_out = boundary_scalings([0, 19], namespace(None).zeros((2, 1)))
     >>> c_skip.round(7).ravel().tolist()[0], c_out.ravel().tolist()[0], bool(c_skip[1] < 1e-5)
     (1.0, 0.0, True)
     """
-    tau = broadcast(float32(indices(t_B, like=like)), like=like).clip(0.0) * TIMESTEP_SCALING
+    tau = broadcast(float32(times(t_B, like=like)), like=like).clip(0.0) * TIMESTEP_SCALING
     total = tau * tau + SIGMA_DATA**2
     return SIGMA_DATA**2 / total, tau / total**0.5
 
@@ -66,12 +66,14 @@ def advance_tcd(
 ) -> Array:
     """One step of strategic stochastic sampling (Zheng et al. 2024, arXiv:2402.19159, algorithm 4).
 
-    Past t_next by the DDIM map, to s' = floor((1 - gamma) t_next), and back by noising. `gamma` 0 is deterministic,
-    1 comes close to LCM (s' = 0). The last step goes to t_next = 0, where `noise` has no weight and may be None.
+    Past t_next by the DDIM map, to s' = floor((1 - gamma) t_next), which is left a fraction where t_next is one, and
+    back by noising. `gamma` 0 is deterministic, 1 comes close to LCM (s' = 0). The last step goes to t_next = 0, where
+    `noise` has no weight and may be None.
     """
     xp = namespace(z)
-    t_next_B = indices(t_next_B, like=z)
-    s_B = xp.minimum(t_next_B, indices(xp.floor((1 - gamma) * float32(t_next_B)), like=z))
+    t_next_B = times(t_next_B, like=z)
+    s_B = (1 - gamma) * float32(t_next_B)
+    s_B = xp.minimum(t_next_B, indices(xp.floor(s_B), like=z) if are_whole(t_next_B) else s_B)
     ahead = ddim_map(schedule, z, z0, t_B, s_B)
     if noise is None:
         return ahead

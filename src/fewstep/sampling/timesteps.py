@@ -1,4 +1,4 @@
-"""Which timesteps a run visits. `steps` always means model evaluations, at every strength.
+"""Which timesteps a run visits. `steps` is how many, at every strength: one model evaluation each, with most samplers.
 
 The tables differ by convention only; a distilled model wants the one it was trained for:
 
@@ -8,26 +8,42 @@ The tables differ by convention only; a distilled model wants the one it was tra
     trailing       count - 1, then evenly down (Lin et al. 2023, arXiv:2305.08891, table 2)
     leading        multiples of count // steps, plus 1 (SD 1.5's own configuration); never reaches pure noise
     linspace       count - 1 down towards 0, 0 left out (diffusers' DPM++ and UniPC)
+    ddim           `leading` by its name in A1111
 
+The other names of A1111's "Schedule type" (karras, sgm_uniform ...) stand in `levels.py`: their timesteps are real.
 Below strength 1 the same rule is applied to the timesteps below that strength, so none of the steps is lost.
 """
 
 import math
 import operator
+from collections.abc import Sequence
 
 from fewstep.errors import RequestError
+from fewstep.sampling.levels import SCHEDULE_TYPES
+from fewstep.sampling.schedule import Schedule, scaled_linear
 
-TABLES = ("linspace-lcm", "a1111", "sgm", "trailing", "leading", "linspace")
+LABELS = {name: kind.label for name, kind in SCHEDULE_TYPES.items()} | {"ddim": "DDIM"}
+"""The tables that A1111 has, with the names it gives them."""
+
+TABLES = ("linspace-lcm", "a1111", "sgm", "trailing", "leading", "linspace", *LABELS)
 MOST_STEPS = 1000
+STABLE_DIFFUSION = Schedule(scaled_linear())
 
 
 def timesteps(
-    table: str, steps: int, *, strength: float = 1.0, count: int = 1000, origin_steps: int = 50
-) -> tuple[int, ...]:
-    """`steps` timesteps, strictly falling, the noisiest first.
+    table: str,
+    steps: int,
+    *,
+    strength: float = 1.0,
+    schedule: Schedule = STABLE_DIFFUSION,
+    origin_steps: int = 50,
+    discard: bool = False,
+) -> tuple[float, ...]:
+    """`steps` timesteps, strictly falling, the noisiest first; whole ones are ints.
 
-    `strength` in (0, 1] is how much of the noise is put back: it only picks the first timestep. `count` is the
-    length of the schedule, `origin_steps` the grid of the distillation (only the first three tables look at it).
+    `strength` in (0, 1] is how much of the noise is put back: it only picks the first timestep. `schedule` is the
+    model's, `origin_steps` the grid of the distillation (only the first three tables look at it). `discard`: the last
+    timestep of one step more is left out, as A1111 does for some samplers.
 
     >>> timesteps("linspace-lcm", 4)
     (999, 759, 499, 259)
@@ -37,10 +53,12 @@ def timesteps(
     ((999, 672, 346, 19), (999, 754, 509, 264))
     >>> timesteps("trailing", 4), timesteps("leading", 4), timesteps("linspace", 4)
     ((999, 749, 499, 249), (751, 501, 251, 1), (999, 749, 500, 250))
+    >>> timesteps("SGM Uniform", 4), [round(t) for t in timesteps("Karras", 4)]
+    ((999, 749.25, 499.5, 249.75), [999, 692, 227, 0])
 
     Raises `RequestError` if a value is out of range, or there are fewer timesteps below the strength than steps.
     """
-    table = _known(table)
+    table, count = table_named(table), schedule.count
     steps = _whole("steps", steps, most=MOST_STEPS)
     origin_steps = _whole("origin_steps", origin_steps, most=count)
     if not 0 < strength <= 1:
@@ -48,7 +66,30 @@ def timesteps(
     points = _points(table, strength, count, origin_steps)
     if steps > points:
         raise RequestError(_too_many(table, steps, strength, count, origin_steps))
-    return _pick(table, steps, points, count // origin_steps)
+    if table not in SCHEDULE_TYPES:
+        return _pick(table, steps, points, count // origin_steps)
+    drawn = min(steps + discard, points)
+    return _tidy(SCHEDULE_TYPES[table].spread(schedule, drawn, max(points - 1, 1))[:steps])
+
+
+def table_named(name: str) -> str:
+    """The table's own name, for that or for its label, in any case.
+
+    >>> table_named("SGM Uniform"), table_named("Trailing"), table_named("AYS")
+    ('sgm_uniform', 'trailing', 'align_your_steps')
+
+    Raises `RequestError` for an unknown name.
+    """
+    wanted = str(name).strip().lower().replace(" ", "_")
+    wanted = {"ays": "align_your_steps", "sgmuniform": "sgm_uniform"}.get(wanted, wanted)
+    if wanted not in TABLES:
+        raise RequestError(f"There is no timestep table '{name}'. Choose one of: {', '.join(TABLES)}.")
+    return wanted
+
+
+def _tidy(times: Sequence[float]) -> tuple[float, ...]:
+    """To a millionth, which is float32's own precision, and whole numbers as ints."""
+    return tuple(int(t) if t == int(t) else t for t in (round(t, 6) for t in times))
 
 
 def _points(table: str, strength: float, count: int, origin_steps: int) -> int:
@@ -72,7 +113,7 @@ def _pick(table: str, steps: int, points: int, skip: int) -> tuple[int, ...]:
         return tuple(t + skip - 1 for t in _up_to(points - 1, steps))
     if table == "trailing":
         return tuple(t - 1 for t in _down_from(points, points / steps, steps))
-    if table == "leading":
+    if table in ("leading", "ddim"):
         ratio = points // steps
         offset = 1 if (steps - 1) * ratio + 2 <= points else 0
         return tuple(i * ratio + offset for i in reversed(range(steps)))
@@ -90,12 +131,6 @@ def _up_to(top: int, steps: int) -> tuple[int, ...]:
     if steps > top:
         return tuple(range(top, -1, -1))
     return tuple(round(i * (top / steps)) for i in range(steps, 0, -1))
-
-
-def _known(table: str) -> str:
-    if str(table).lower() not in TABLES:
-        raise RequestError(f"There is no timestep table '{table}'. Choose one of: {', '.join(TABLES)}.")
-    return table.lower()
 
 
 def _whole(name: str, value: int, *, most: int) -> int:
