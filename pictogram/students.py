@@ -200,7 +200,7 @@ def table(rows: Sequence[dict[str, Any]], evaluations: Sequence[int]) -> str:
     for title, chosen in [
         ("Nothing can do better; the teacher in many steps", [row for row in rows if row["role"] != "few"]),
         *(
-            (f"{count} evaluations", [r for r in rows if r["role"] == "few" and r["evaluations"] == count])
+            ("1 evaluation" if count == 1 else f"{count} evaluations", [r for r in rows if r["role"] == "few" and r["evaluations"] == count])
             for count in evaluations
         ),
     ]:
