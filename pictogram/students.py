@@ -73,7 +73,8 @@ counts twice). Made by one script, `make pictogram-students-table`, on two CPU c
 
 *x 0.55* is the same LoRA at that weight, as every LoRA can be drawn with.
 
-**Bold** is within 3 % of the teacher in 50 guided steps, or better; a name is bold where every column is.
+**Bold** is within 3 % of the teacher in 50 guided steps, or better; a name is bold where every column is. Pictures:
+[all at four evaluations](pictures/students-equal.webp), [the teacher](pictures/students-steps.webp).
 
 {figures}
 
@@ -200,7 +201,10 @@ def table(rows: Sequence[dict[str, Any]], evaluations: Sequence[int]) -> str:
     for title, chosen in [
         ("Nothing can do better; the teacher in many steps", [row for row in rows if row["role"] != "few"]),
         *(
-            (f"{count} evaluations", [r for r in rows if r["role"] == "few" and r["evaluations"] == count])
+            (
+                "1 evaluation" if count == 1 else f"{count} evaluations",
+                [r for r in rows if r["role"] == "few" and r["evaluations"] == count],
+            )
             for count in evaluations
         ),
     ]:
