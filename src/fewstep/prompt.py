@@ -38,7 +38,7 @@ def split_lora_tags(prompt: str) -> tuple[str, tuple[LoraTag, ...]]:
         RequestError: a weight is not a number.
 
     >>> split_lora_tags("a red fox <lora:ink:0.6>")
-    ('a red fox', (LoraTag(name='ink', weight_unet=0.6, weight_text=0.6),))
+    ('a red fox', (LoraTag(name='ink', weight_unet=0.6, weight_text=0.6, weight_text_2=None, blocks=''),))
     """
     tags = tuple(_tag(match) for match in _TAG.finditer(prompt))
     return (_TAG.sub("", prompt).strip() if tags else prompt), tags

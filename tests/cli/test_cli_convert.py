@@ -113,8 +113,8 @@ def test_metadata_of_a_file_is_kept(tmp_path):
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as content:
-        configs = content.metadata()["fewstep.configs"]
-    save_file(load_file(file), file, metadata=said | {"fewstep.configs": configs})
+        ours = {key: value for key, value in content.metadata().items() if key.startswith("fewstep.")}
+    save_file(load_file(file), file, metadata=said | ours)
     assert main(["convert", str(file), str(tmp_path / "folder")]) == 0
     assert main(["convert", str(tmp_path / "folder"), str(out)]) == 0
     found = load_stored(out).metadata

@@ -66,7 +66,7 @@ def test_overrides_win_and_are_typed(tmp_path):
         ({"w_min": 2.0}, "w_min = w_max"),
         ({"w_min": 2.0, "student": "full", "guidance_embedding": 0}, "fixed w"),
         ({"sampler": "lmc"}, "Use one of: lcm, tcd"),
-        ({"table": "karras"}, "timestep table 'karras'"),
+        ({"table": "spiral"}, "timestep table 'spiral'"),
         ({"objective": "pcm", "origin_steps": 40, "sampler": "lcm"}, "Leave sampler out, or use 'pcm'"),
         ({"objective": "tscd", "origin_steps": 40, "sampler": "lcm"}, "or use 'tcd'"),
         ({"log": "tensorboard,wand"}, "no log 'wand'"),

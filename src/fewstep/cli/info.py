@@ -31,8 +31,12 @@ def register(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Describes; returns the exit code."""
-    facts = describe(arguments.path, **model_options(arguments))
-    print(json.dumps(facts, ensure_ascii=False, indent=2) if arguments.json else "\n".join(_lines(facts)))
+    return show(describe(arguments.path, **model_options(arguments)), as_json=arguments.json)
+
+
+def show(facts: dict[str, Any], *, as_json: bool) -> int:
+    """Prints what `describe` found; returns the exit code."""
+    print(json.dumps(facts, ensure_ascii=False, indent=2) if as_json else "\n".join(_lines(facts)))
     return 0
 
 

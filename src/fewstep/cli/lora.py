@@ -90,9 +90,9 @@ def _share(text: str) -> float:
 
 def run_info(arguments: argparse.Namespace) -> int:
     """As `fewstep info` does."""
-    from fewstep.cli.info import run
+    from fewstep.cli.info import describe, show
 
-    return run(argparse.Namespace(path=str(arguments.lora), json=arguments.json))
+    return show(describe(str(arguments.lora)), as_json=arguments.json)
 
 
 def run_merge(arguments: argparse.Namespace) -> int:

@@ -48,7 +48,7 @@ def predict(
     ignored elsewhere. size is the picture's (height, width) in px for SDXL, where the text brings no time ids;
     default 8 x the latents'. A text of one row serves the whole batch. Raises CheckpointError for an inpainting UNet.
     """
-    if z_BCHW.shape[1] != unet.config.in_channels:
+    if unet.config.in_channels != unet.config.out_channels:
         raise CheckpointError(
             f"The UNet takes {unet.config.in_channels} channels (an inpainting model): it can be converted and merged, "
             "but not sampled yet. Use the ordinary checkpoint: it repaints with a mask too."

@@ -58,7 +58,7 @@ def karras_levels(count: int, high: float, low: float) -> list[float]:
     """`count` noise levels from `high` to `low` by Karras et al. 2022, eq. 5.
 
     >>> [round(level, 3) for level in karras_levels(3, 10.0, 0.1)]
-    [10.0, 1.456, 0.1]
+    [10.0, 1.451, 0.1]
     """
     root, last = high ** (1 / KARRAS_RHO), low ** (1 / KARRAS_RHO)
     return [(root + r * (last - root)) ** KARRAS_RHO for r in _ramp(count)]

@@ -95,7 +95,7 @@ class Schedule:
 
         >>> schedule = Schedule(scaled_linear())
         >>> schedule.timestep(schedule.level(0)), schedule.timestep(100.0), round(schedule.timestep(1.0), 2)
-        (0.0, 999, 347.98)
+        (0.0, 999, 353.89)
         """
         high = bisect_left(self.levels, level)
         if high == self.count:

@@ -54,7 +54,7 @@ def timesteps(
     >>> timesteps("trailing", 4), timesteps("leading", 4), timesteps("linspace", 4)
     ((999, 749, 499, 249), (751, 501, 251, 1), (999, 749, 500, 250))
     >>> timesteps("SGM Uniform", 4), [round(t) for t in timesteps("Karras", 4)]
-    ((999, 749.25, 499.5, 249.75), [999, 692, 227, 0])
+    ((999, 749.25, 499.5, 249.75), [999, 687, 146, 0])
 
     Raises `RequestError` if a value is out of range, or there are fewer timesteps below the strength than steps.
     """
