@@ -50,9 +50,12 @@ def test_wandb_writes_an_offline_run(new_run, monkeypatch):
     run = new_run(LORA, steps=1, log="wandb")
     list(train(run))
     (path,) = run.folder.glob("wandb/offline-run-*/*.wandb")
-    content = path.read_bytes()
     (row,) = rows_of(run)
-    assert b"train/loss" in content and repr(row["loss"]).encode()[:8] in content
+    wanted = b"train/loss", repr(row["loss"]).encode()[:8]
+    until = time.monotonic() + 60  # the file is written by a process of W&B's own
+    while not all(word in path.read_bytes() for word in wanted) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert all(word in path.read_bytes() for word in wanted)
 
 
 @pytest.mark.parametrize(("name", "package"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
