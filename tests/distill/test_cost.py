@@ -191,14 +191,14 @@ def test_the_speed_of_arithmetic_is_a_speed(precision):
 
 
 def test_eight_bit_moments_take_a_quarter():
-    config, values = dict(tiny_unet("pictogram").config), {"rank": 4, "batch": 1}
+    config, values = dict(tiny_unet("pictogram", **TINY).config), {"rank": 4, "batch": 1}
     whole, small = (predict(make_recipe(values | more), config) for more in ({}, {"optimiser": "adamw8bit"}))
     assert whole.moments == 4 * small.moments
 
 
 @pytest.mark.parametrize("student", ["lora", "full"])
 def test_a_critic_is_counted_and_learns(student):
-    config = dict(tiny_unet("pictogram").config)
+    config = dict(tiny_unet("pictogram", **TINY).config)
     values = {"student": student, "rank": 4, "batch": 2}
     assert dry_run(make_recipe(values | {"adversarial": 0.1}), config).unreached == ()
     plain, more = (predict(make_recipe(values | {"adversarial": weight}), config) for weight in (0.0, 0.1))
