@@ -17,6 +17,7 @@ from fewstep.checkpoints.load import Model
 from fewstep.checkpoints.lora import weights_of
 from fewstep.checkpoints.lora_apply import part_of
 from fewstep.checkpoints.lora_families import Diff, Layer, Loha, Lokr, LoraLayer
+from fewstep.checkpoints.lora_products import scale_of
 from fewstep.checkpoints.lora_read import Lora
 from fewstep.errors import LoraError
 
@@ -116,7 +117,7 @@ def low_rank(layer: Layer) -> LoraLayer | None:
         (a1, b1, _), (a2, b2, _) = layer.halves
         a1, b1, a2, b2 = (part.float().flatten(1) for part in (a1, b1, a2, b2))
         up, down = torch.einsum("or,os->ors", a1, a2).flatten(1), torch.einsum("ri,si->rsi", b1, b2).flatten(0, 1)
-        return LoraLayer(down, up, (1.0 if layer.alpha is None else layer.alpha / layer.rank) * len(down))
+        return LoraLayer(down, up, scale_of(layer.alpha, layer.rank) * len(down))
     return None
 
 

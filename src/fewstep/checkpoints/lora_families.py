@@ -27,7 +27,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from math import prod
 from typing import Any, ClassVar
 
-from fewstep.checkpoints.lora_products import Glora, Layer, Loha, Lokr, LoraLayer, Shape, flat, like
+from fewstep.checkpoints.lora_products import Glora, Layer, Loha, Lokr, LoraLayer, Shape, flat, like, scale_of
 from fewstep.errors import LoraError
 from fewstep.sampling.arrays import Array, namespace
 
@@ -158,8 +158,7 @@ class Tlora:
     def delta(self, base: Array) -> Array:
         q_RI, p_OR = flat(like(self.q_layer, base)), flat(like(self.p_layer, base))
         learned = p_OR * like(self.lambda_layer, base).reshape(1, -1) @ q_RI
-        scale = 1.0 if self.alpha is None else self.alpha / self.rank
-        return (learned - self._start(q_RI, base)) * scale
+        return (learned - self._start(q_RI, base)) * scale_of(self.alpha, self.rank)
 
     def _start(self, q_RI: Array, base: Array) -> Array:
         u, s, vh = namespace(base).linalg.svd(flat(base), full_matrices=False)

@@ -52,6 +52,11 @@ def tucker(core_RSHW: Array, up_RO: Array, down_SI: Array) -> Array:
     return up_RO.T @ flat(inner)
 
 
+def scale_of(alpha: float | None, rank: int | None) -> float:
+    """By which a product is multiplied: alpha / rank; a file without alphas means alpha = rank."""
+    return 1.0 if alpha is None or rank is None else alpha / rank
+
+
 @dataclass(frozen=True, eq=False)
 class LoraLayer:
     """Linear: down [rank, in], up [out, rank]. Convolution: down [rank, in, height, width], up [out, rank, 1, 1]; or
@@ -71,7 +76,7 @@ class LoraLayer:
     @property
     def scale(self) -> float:
         """By which up down is multiplied: alpha / rank."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+        return scale_of(self.alpha, self.rank)
 
     @property
     def shape(self) -> Shape | None:
@@ -133,7 +138,7 @@ class Loha:
 
     def delta(self, base: Array) -> Array:
         one, two = (_half(*half, base) for half in self.halves)
-        return one * two * (1.0 if self.alpha is None else self.alpha / self.rank)
+        return one * two * scale_of(self.alpha, self.rank)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +187,7 @@ class Lokr:
             (_half(a, b, core, base) if whole is None else like(whole, base)).reshape(shape)
             for (whole, a, b, core), shape in zip(self._factors, self._shapes, strict=True)
         )
-        scale = 1.0 if self.alpha is None or self.rank is None else self.alpha / self.rank
-        return namespace(base).kron(one, two) * scale
+        return namespace(base).kron(one, two) * scale_of(self.alpha, self.rank)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,4 +234,4 @@ class Glora:
         added = LoraLayer(b2, b1, self.alpha, self.bm).delta(base)
         a_II = flat(like(a1, base)) @ flat(like(a2, base))
         mixed = a_II.T @ base.reshape(*base.shape[:2], -1)  # over the inputs, at every pixel of a kernel
-        return added + flat(mixed) * (1.0 if self.alpha is None else self.alpha / self.rank)
+        return added + flat(mixed) * scale_of(self.alpha, self.rank)

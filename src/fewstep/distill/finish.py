@@ -26,7 +26,6 @@ from fewstep.distill.measured import measured
 from fewstep.distill.page import write_report
 from fewstep.distill.report import distance, rms, solve
 from fewstep.distill.run import Run
-from fewstep.distill.students import like
 from fewstep.errors import OutputError, QualityError
 from fewstep.models.lora_layers import lora_state
 from fewstep.models.unet import predict
@@ -229,7 +228,7 @@ def _write_lora(run: Run, path: Path, step: int) -> None:
 
 
 def _read_lora(run: Run, path: Path) -> Any:
-    base = _plain_copy(run.student.unet).float()
+    base = _plain_copy(run.student.unet)
     model = replace(run.model, unet=base)
     stack_of(model).set([(read_lora(path, family=run.model.family), 1.0, 1.0)])
     return model.unet
@@ -255,13 +254,13 @@ _FORMS: dict[str, tuple[Callable[[Run, Path, int], None], Callable[[Run, Path], 
 
 
 def _plain_copy(unet: Any) -> Any:
-    """The UNet as it was before adapters were injected, in memory of its own."""
+    """The UNet as it was before adapters were injected, in memory of its own and in float32."""
     base = type(unet).from_config(dict(unet.config))
     weights = {
         name.replace(".base_layer.", "."): value for name, value in unet.state_dict().items() if ".lora_" not in name
     }
     base.load_state_dict(weights)
-    return like(base.eval(), unet)
+    return base.eval().to(next(unet.parameters()).device)
 
 
 @torch.no_grad()
