@@ -8,9 +8,10 @@ from PIL import Image
 
 import fewstep
 from fewstep.checkpoints.description import Sampling
+from fewstep.checkpoints.shelves import find_lora
 from fewstep.errors import LoraError, RequestError
 from fewstep.infotext import parse, request_from_infotext
-from fewstep.pipeline import Pipeline, find_lora, lora_pairs
+from fewstep.pipeline import Pipeline, lora_pairs
 from fewstep.plan import Defaults, plan_of
 from fewstep.request import Request
 from tests.tiny import tiny_folder, tiny_model
@@ -95,8 +96,10 @@ def test_without_a_seed_one_is_drawn_and_recorded(pipe):
 
 def test_empty_and_long_prompts(pipe):
     pipe("", steps=1)
-    with pytest.warns(UserWarning, match=r"not read: 'cat.*'"):
-        pipe("cat " * 2_500, steps=1)
+    plan = pipe.plan(Request("cat " * 2_500, steps=1))
+    assert pipe.tokens(plan)["prompt"] == {"tokens": 2500, "chunks": 34}
+    assert not plan.notes
+    assert furthest(pipe("cat " * 2_500, steps=1, seed=0), pipe("cat " * 75, steps=1, seed=0)) > 0
 
 
 def test_a_negative_prompt_without_effect_is_told(pipe):

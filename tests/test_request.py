@@ -9,7 +9,7 @@ from PIL import Image
 
 from fewstep.errors import ImageError, OutputError, RequestError
 from fewstep.image import content_hash, default_size, fit, fit_mask, mask_cells, open_image, open_mask, save_image
-from fewstep.prompt import LoraTag, split_lora_tags
+from fewstep.prompt.tags import LoraTag, split_lora_tags
 from fewstep.request import DEFAULTS, SPECS, Request, request_of, schema
 
 PICTURE = Image.new("RGB", (8, 8))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fewstep.errors import FewstepError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from fewstep.pipeline import LoraChoice, Pipeline
@@ -35,20 +36,25 @@ def load(
     base: str | Path | None = None,
     vae: str | Path | None = None,
     prediction: str | None = None,
+    lora_folder: str | Path | None = None,
+    embeddings: str | Path | Sequence[str | Path] | None = None,
 ) -> Pipeline:
     """A pipeline from a .safetensors file, a model folder or a Hub name; from the embedded model when there is no path.
 
     lora is a path, a (path, weight) pair, or a list of them; False or () for none. The embedded model brings its own
     few-step LoRA unless told otherwise. device and dtype are chosen when not given; `pipe.notes` says what and why.
     base is a model that lends what the file lacks (a UNet alone has no text encoder and no VAE), vae another VAE's file
-    or model, prediction ("eps", "v") what the UNet predicts where its file does not say.
+    or model, prediction ("eps", "v") what the UNet predicts where its file does not say. lora_folder is where the names
+    in prompts are looked up, embeddings are textual inversions: files, or folders of them.
 
     Raises:
         CheckpointError: the model cannot be loaded. LoraError: a LoRA cannot. DeviceError: no such device.
     """
     from fewstep.pipeline import load as load_pipeline
 
-    return load_pipeline(path, lora=lora, device=device, dtype=dtype, base=base, vae=vae, prediction=prediction)
+    parts = {"base": base, "vae": vae, "prediction": prediction}
+    shelves = {"lora_folder": lora_folder, "embeddings": embeddings}
+    return load_pipeline(path, lora=lora, device=device, dtype=dtype, **parts, **shelves)
 
 
 def __getattr__(name: str) -> Any:

@@ -20,11 +20,13 @@ from PIL import Image
 
 from fewstep import __version__
 from fewstep.checkpoints.lora_apply import Strength
+from fewstep.checkpoints.shelves import EmbeddingShelf, LoraShelf, find_lora, mentions
+from fewstep.conditioning import conditioned
 from fewstep.errors import LoraError, RequestError
 from fewstep.image import mask_cells, paste_back
 from fewstep.infotext import Picture, write
 from fewstep.plan import Defaults, Plan, number_text, plan_of
-from fewstep.prompt import LoraTag, split_lora_tags
+from fewstep.prompt.tags import LoraTag, split_lora_tags
 from fewstep.request import Request, request_of
 from fewstep.runners import Runner, open_model, runner_of
 from fewstep.sampling.sampler import Denoiser, Step, sample
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = Any
 LoraPath: TypeAlias = "str | Path"
 LoraChoice: TypeAlias = "bool | LoraPath | tuple[LoraPath, float] | Sequence[LoraPath | tuple[LoraPath, float]] | None"
+Sources: TypeAlias = "LoraPath | Sequence[LoraPath] | None"
 ACCELERATOR_BATCH = 8
 
 
@@ -83,11 +86,22 @@ class Pipeline:
     """A model with its LoRAs, ready to paint.
 
     `batch` pictures are computed at once: 1 on a CPU, where a picture is then bit for bit the same alone or as one of
-    many, and 8 elsewhere, where the order of a sum may move a pixel by one or two of 255.
+    many, and 8 elsewhere, where the order of a sum may move a pixel by one or two of 255. `lora_folder` is where the
+    names in prompts are looked up, `embeddings` are textual inversions: files, or folders of them.
     """
 
-    def __init__(self, model: Model | OnnxModel, loras: LoraChoice = None, *, batch: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Model | OnnxModel,
+        loras: LoraChoice = None,
+        *,
+        batch: int | None = None,
+        lora_folder: str | Path | None = None,
+        embeddings: Sources = None,
+    ) -> None:
         self.model = model
+        self._lora_shelf = None if lora_folder is None else LoraShelf(lora_folder)
+        self._embedding_shelf = EmbeddingShelf(_sources(embeddings))
         self.runner: Runner = runner_of(model)
         self.batch = batch or (1 if model.device == "cpu" else ACCELERATOR_BATCH)
         self.loras: tuple[tuple[Lora, float], ...] = ()
@@ -118,17 +132,29 @@ class Pipeline:
         loras = self._with_tags(split_lora_tags(request.validated().prompt)[1])
         plan = plan_of(request, self._defaults(loras))
         of_loras = (note for lora, _ in loras for note in lora.notes)
-        of_text = (*self._too_long("prompt", plan.words), *self._negative_notes(plan))
-        return replace(plan, notes=(*plan.notes, *of_loras, *of_text))
+        return replace(plan, notes=(*plan.notes, *of_loras))
 
     def run(self, plan: Plan) -> Iterator[PictureStep]:
         """Carries a plan out. Use one run at a time: LoRAs are merged into the one model."""
         self.runner.set_loras(self._with_tags(plan.tags))
+        denoiser = conditioned(self.runner, plan, self._embeddings(plan))
         batch = 1 if plan.sampler.alone else self.batch
         for first in range(0, plan.request.count, batch):
             count = min(batch, plan.request.count - first)
-            for step in denoise(self.runner, self.model.schedule, plan, first, count):
+            for step in denoise(self.runner, denoiser, self.model.schedule, plan, first, count):
                 yield PictureStep(step, first, plan, lambda z, start: self._finish(plan, z, start))
+
+    def tokens(self, plan: Plan) -> dict[str, dict[str, int]]:
+        """How long a plan's prompts are: tokens without marks, and the chunks that they are read in, at the most."""
+        found, embeddings = {}, self._embeddings(plan)
+        negatives = [stage.negative for stage in plan.stages] if plan.guided else []
+        positives = [part.words for stage in plan.stages for part in stage.parts]
+        for name, texts in (("prompt", positives), ("negative_prompt", negatives)):
+            read = [self.model.text.chunks(text, plan.request.emphasis, embeddings) for text in dict.fromkeys(texts)]
+            if read:
+                tokens = max(sum(len(chunk.ids) for chunk in chunks) for chunks in read)
+                found[name] = {"tokens": tokens, "chunks": max(map(len, read))}
+        return found
 
     def set_loras(self, loras: LoraChoice) -> None:
         """Replaces the LoRAs: a path, a (path, weight) pair, or a list of them; None, False or () for none.
@@ -149,10 +175,18 @@ class Pipeline:
         return (*self.model.notes, *(f"LoRA {lora.name} at weight {weight:g}" for lora, weight in self.loras))
 
     def _lora(self, path: LoraPath) -> Lora:
-        found = find_lora(path, self.model.path)
+        found = find_lora(path, self.model.path, self._lora_shelf)
         if found not in self._read:
             self._read[found] = self.runner.read_lora(found)
         return self._read[found]
+
+    def _embeddings(self, plan: Plan) -> dict[str, dict[str, Array]]:
+        """Those that the plan's prompts name, of the pipeline's own and of its LoRAs'."""
+        texts = {text for stage in plan.stages for text in (stage.negative, *(part.words for part in stage.parts))}
+        loras = [lora for lora, strength in self._with_tags(plan.tags) if strength]
+        brought = {embedding.name: embedding.vectors for lora in loras for embedding in lora.embeddings}
+        named = {name: found for name, found in brought.items() if any(mentions(text, name) for text in texts)}
+        return {**named, **self._embedding_shelf.named_in(texts)}
 
     def _with_tags(self, tags: Sequence[LoraTag]) -> list[tuple[Lora, Strength]]:
         """The pipeline's LoRAs and the prompt's: a tag that names one of ours changes its weights for this picture."""
@@ -175,16 +209,6 @@ class Pipeline:
         sampling = own[-1] if own and not embedded else self.model.sampling
         family = self.model.family
         return Defaults(sampling, embedded, family.size_px, self.model.schedule, xl=family.text_encoders > 1)
-
-    def _too_long(self, name: str, text: str) -> tuple[str, ...]:
-        count, lost = self.model.text.tokens(text)
-        if not lost:
-            return ()
-        shown, read = lost if len(lost) <= 60 else lost[:60] + "...", self.model.text.length - 2
-        return (f"The {name} has {count} tokens, but the model reads {read}; not read: '{shown}'.",)
-
-    def _negative_notes(self, plan: Plan) -> tuple[str, ...]:
-        return self._too_long("negative prompt", plan.request.negative_prompt) if plan.guided else ()
 
     @cached_property
     def _model_hash(self) -> str:
@@ -211,11 +235,13 @@ class Pipeline:
         return [Picture.of(image, text) for image, text in zip(images, texts, strict=True)]
 
 
-def denoise(runner: Runner, schedule: Schedule, plan: Plan, first: int, count: int) -> Iterator[Step]:
-    """The loop for pictures `first` to `first + count - 1` of a plan, by any back end."""
+def denoise(
+    runner: Runner, denoiser: Denoiser, schedule: Schedule, plan: Plan, first: int, count: int
+) -> Iterator[Step]:
+    """The loop for pictures `first` to `first + count - 1` of a plan, by any back end; `denoiser` has its prompts."""
     seeds, rng, ensd = [plan.seed_of(first + offset) for offset in range(count)], plan.request.rng, plan.request.ensd
     draw = runner.noise(seeds, plan.size, rng)
-    denoiser, z_BCHW = runner.denoiser(plan, count), draw()
+    z_BCHW = draw()
     draw = runner.noise([seed + ensd for seed in seeds], plan.size, rng) if ensd else draw
     if plan.image is not None:
         known_BCHW = runner.encode(_pixels(plan.image))
@@ -277,22 +303,8 @@ def _pair(entry: Any) -> tuple[LoraPath, float]:
     return path, float(weight)
 
 
-def find_lora(name: LoraPath, model_path: Path) -> Path:
-    """The file of a LoRA: the path itself, else a name (".safetensors" may be left out) here or beside the model.
-
-    Raises:
-        LoraError: there is none; says where was looked.
-    """
-    path = Path(name).expanduser()
-    folders = [Path()] if path.is_absolute() else [Path(), model_path if model_path.is_dir() else model_path.parent]
-    for folder in folders:
-        for candidate in (folder / path, folder / f"{path}.safetensors"):
-            if candidate.is_file():
-                return candidate
-    if path.is_dir():
-        raise LoraError(f"The LoRA '{name}' is a folder. Give the .safetensors file in it.")
-    places = " or beside the model" if len(folders) > 1 else ""
-    raise LoraError(f"There is no LoRA '{name}' at that path{places}. Check the name, or give the file's whole path.")
+def _sources(embeddings: Sources) -> Sequence[LoraPath]:
+    return (embeddings,) if isinstance(embeddings, (str, Path)) else embeddings or ()
 
 
 def load(
@@ -301,14 +313,17 @@ def load(
     lora: LoraChoice = None,
     device: str | None = None,
     dtype: str | None = None,
+    lora_folder: LoraPath | None = None,
+    embeddings: Sources = None,
     **parts: Any,
 ) -> Pipeline:
     """See `fewstep.load`; `parts` are its base, vae and prediction."""
     from fewstep.checkpoints.description import assets_path
 
     lora_pairs(lora)
-    model = open_model(path, device=device, dtype=dtype, **parts)
+    wants_torch = bool(_sources(embeddings))
+    model = open_model(path, device=device, dtype=dtype, by_torch=wants_torch, **parts)
     own = assets_path() / "lcm-lora.safetensors"
     if lora is None and path is None and own.is_file():
         lora = own
-    return Pipeline(model, lora)
+    return Pipeline(model, lora, lora_folder=lora_folder, embeddings=embeddings)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from fewstep.image import content_hash, default_size, fit, fit_mask, open_image, open_mask
 from fewstep.infotext import Infotext
-from fewstep.prompt import LoraTag, split_lora_tags
+from fewstep.prompt.stages import Stage, stages
+from fewstep.prompt.tags import LoraTag, split_lora_tags
 from fewstep.request import SEED_COUNT, Request
 from fewstep.sampling.sampler import SAMPLERS, Sampler, sampler_named
 from fewstep.sampling.schedule import Schedule
@@ -78,12 +79,12 @@ class Defaults:
 class Plan:
     """A request with nothing left open.
 
-    `words` is the prompt without LoRA tags, size is (width, height) in pixels; image and mask have that size. hashes
-    are of the pictures as they were given; notes are sentences for the user.
+    `stages` are the prompts, without LoRA tags, at each step; size is (width, height) in pixels; image and mask have
+    that size. hashes are of the pictures as they were given; notes are sentences for the user.
     """
 
     request: Request
-    words: str
+    stages: tuple[Stage, ...]
     tags: tuple[LoraTag, ...]
     sampler: Sampler
     table: str
@@ -102,7 +103,7 @@ class Plan:
     @property
     def guided(self) -> bool:
         """Whether each step costs a second prediction, of the negative prompt."""
-        return self.guidance != 1 and not self.embedded
+        return not self.embedded and any(stage.away(self.guidance) for stage in self.stages)
 
     def seed_of(self, index: int) -> int:
         """The seed of picture `index` of this plan, from 0; counting starts anew after the largest seed."""
@@ -122,6 +123,7 @@ class Plan:
             "Model": facts.get("Model", ""),
             "Denoising strength": number_text(self.strength) if self.image else "",
             "Clip skip": str(request.clip_skip) if request.clip_skip != 1 else "",
+            "Emphasis": request.emphasis.capitalize() if request.emphasis != "original" else "",
             "ENSD": str(request.ensd) if request.ensd and self.sampler.noisy else "",
             IMAGE_HASH: self.hashes.get(IMAGE_HASH, ""),
             "RNG": request.rng.upper(),
@@ -156,18 +158,14 @@ def plan_of(request: Request, defaults: Defaults) -> Plan:
     sampler, table = _sampler(request, defaults)
     image, mask = _pictures(request)
     size = _size(request, image, defaults.size_px)
-    times = timesteps(
-        table,
-        sampling.steps if request.steps is None else request.steps,
-        strength=strength,
-        schedule=defaults.schedule,
-        origin_steps=sampling.origin_steps,
-        discard=sampler.discard,
-    )
+    how = {"strength": strength, "schedule": defaults.schedule, "origin_steps": sampling.origin_steps}
+    steps = sampling.steps if request.steps is None else request.steps
+    times = timesteps(table, steps, discard=sampler.discard, **how)
     guidance = float(sampling.guidance if request.guidance is None else request.guidance)
+    found = stages(words, request.negative_prompt, len(times))
     return Plan(
         request=request,
-        words=words,
+        stages=found,
         tags=tags,
         sampler=sampler,
         table=table,
@@ -181,7 +179,7 @@ def plan_of(request: Request, defaults: Defaults) -> Plan:
         image=None if image is None else fit(image, size),
         mask=None if image is None or mask is None else fit_mask(mask, image.size, size),
         hashes=_hashes(image, mask),
-        notes=_notes(request, guidance, defaults.embedded),
+        notes=_notes(request, found, guidance, defaults.embedded),
     )
 
 
@@ -220,11 +218,11 @@ def _strength(request: Request) -> float:
     return IMAGE_STRENGTH if request.mask is None else 1.0
 
 
-def _notes(request: Request, guidance: float, embedded: bool) -> tuple[str, ...]:
+def _notes(request: Request, found: tuple[Stage, ...], guidance: float, embedded: bool) -> tuple[str, ...]:
     if not request.negative_prompt:
         return ()
     if embedded:
         return ("The negative prompt has no effect: this model takes its guidance as an input.",)
-    if guidance == 1:
+    if not any(stage.away(guidance) for stage in found):
         return ("The negative prompt has no effect at guidance 1. Use a guidance above 1, such as 1.5.",)
     return ()

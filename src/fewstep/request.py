@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fewstep.errors import RequestError
+from fewstep.prompt.emphasis import MODES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,7 +68,11 @@ class Request:
     """
 
     prompt: str = _field(
-        Spec("text", "what to paint; <lora:name:weight> adds a LoRA for this picture", high=PROMPT_LIMIT)
+        Spec(
+            "text",
+            "what to paint; (word:1.3), [a:b:0.5], AND, BREAK and <lora:name:weight> as in A1111",
+            high=PROMPT_LIMIT,
+        )
     )
     negative_prompt: str = _field(
         Spec("text", "what to keep away from; has an effect only with guidance above 1", high=PROMPT_LIMIT), ""
@@ -121,6 +126,10 @@ class Request:
     )
     ensd: int = _field(
         Spec("whole", "added to the seed for the noise after the first (eta noise seed delta)", 0, SEED_COUNT - 1), 0
+    )
+    emphasis: str = _field(
+        Spec("name", "what (words:1.3) do: A1111's way; multiply only; nothing; not even read", choices=MODES),
+        "original",
     )
     clip_skip: int = _field(Spec("whole", "which layer of the text encoder to read, counted from the last", 1, 12), 1)
 

@@ -5,13 +5,14 @@ Shapes: B pictures, C 4 latent channels, H and W latent height and width (pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from fewstep.image import CELL_PX
-from fewstep.plan import Plan
+from fewstep.models.chunks import Vectors
 from fewstep.sampling.sampler import Denoiser
 
 if TYPE_CHECKING:
@@ -38,8 +39,12 @@ class Runner(Protocol):
         """
         ...
 
-    def denoiser(self, plan: Plan, count: int) -> Denoiser:
-        """The network with this plan's prompt and guidance inside, for `count` pictures."""
+    def denoiser(self, words: str, negative: str | None, guidance: float, reading: Reading) -> Denoiser:
+        """The network with a prompt and guidance inside, for any number of pictures.
+
+        The negative prompt is None where guidance has no use for one. Raises RequestError for a prompt that cannot be
+        read.
+        """
         ...
 
     def noise(self, seeds: Sequence[int], size: tuple[int, int], rng: str = "cpu") -> Callable[[], Array]:
@@ -59,11 +64,20 @@ class Runner(Protocol):
         ...
 
 
-def _texts(encoder: Any, plan: Plan) -> tuple[Any, Any]:
-    """The encoded prompt and, where guidance asks for it, negative prompt of a plan."""
-    skip = plan.request.clip_skip
-    text = encoder.encode([plan.words], clip_skip=skip)
-    return text, encoder.encode_negative([plan.request.negative_prompt], clip_skip=skip) if plan.guided else None
+@dataclass(frozen=True)
+class Reading:
+    """How prompts are read: which layer of the text encoder, what weights do, which embeddings may be named."""
+
+    clip_skip: int = 1
+    emphasis: str = "original"
+    embeddings: Mapping[str, Vectors] = field(default_factory=dict)
+
+
+def _texts(encoder: Any, words: str, negative: str | None, reading: Reading) -> tuple[Any, Any]:
+    """The encoded prompt, and the encoded negative prompt where there is one."""
+    how = {"clip_skip": reading.clip_skip, "emphasis": reading.emphasis, "embeddings": reading.embeddings}
+    text = encoder.encode_prompt(words, **how)
+    return text, None if negative is None else encoder.encode_prompt(negative, negative=True, **how)
 
 
 def _numpy_noise(seeds: Sequence[int], size: tuple[int, int], rng: str) -> Callable[[], np.ndarray]:
@@ -95,11 +109,11 @@ class TorchRunner:
         """Merged in place; taken out again to the last bit."""
         self._stack.set(loras)
 
-    def denoiser(self, plan: Plan, count: int) -> Denoiser:
+    def denoiser(self, words: str, negative: str | None, guidance: float, reading: Reading) -> Denoiser:
         """Text is encoded once and serves every picture."""
         from fewstep.backends.eager import EagerDenoiser
 
-        return EagerDenoiser(self.model, *_texts(self.model.text, plan), plan.guidance)
+        return EagerDenoiser(self.model, *_texts(self.model.text, words, negative, reading), guidance)
 
     def noise(self, seeds: Sequence[int], size: tuple[int, int], rng: str = "cpu") -> Callable[[], Array]:
         """Drawn on the CPU in float32, so a seed means the same noise on every device and in every batch."""
@@ -159,11 +173,11 @@ class OnnxRunner:
         self.model.set_loras(loras)
         self.model.warm()
 
-    def denoiser(self, plan: Plan, count: int) -> Denoiser:
+    def denoiser(self, words: str, negative: str | None, guidance: float, reading: Reading) -> Denoiser:
         """Text is encoded once and serves every picture."""
         from fewstep.backends.onnx import OnnxDenoiser
 
-        return OnnxDenoiser(self.model, *_texts(self.model.text, plan), plan.guidance)
+        return OnnxDenoiser(self.model, *_texts(self.model.text, words, negative, reading), guidance)
 
     def noise(self, seeds: Sequence[int], size: tuple[int, int], rng: str = "cpu") -> Callable[[], Array]:
         """The same numbers as torch's, to about 1e-6."""
@@ -189,16 +203,18 @@ def runner_of(model: Model | OnnxModel) -> Runner:
     return OnnxRunner(model) if isinstance(model, OnnxModel) else TorchRunner(model)
 
 
-def open_model(path: str | Path | None, *, device: str | None, dtype: str | None, **parts: Any) -> Model | OnnxModel:
+def open_model(
+    path: str | Path | None, *, device: str | None, dtype: str | None, by_torch: bool = False, **parts: Any
+) -> Model | OnnxModel:
     """A model for ONNX Runtime where that answers soonest, else for torch.
 
     ONNX Runtime: float32 on the CPU, from a folder that has graphs; the embedded model also where a GPU might be there,
     because it paints a picture in less time than torch takes to look for one. `parts` are `load_model`'s base, vae and
-    prediction, which torch alone serves.
+    prediction, which torch alone serves, as it does embeddings (`by_torch`).
 
     Raises CheckpointError for the model's files, DeviceError for device and dtype.
     """
-    if not any(parts.values()) and _wants_onnx(path, device, dtype):
+    if not by_torch and not any(parts.values()) and _wants_onnx(path, device, dtype):
         from fewstep.backends.onnx_model import open_onnx
 
         return open_onnx(path)

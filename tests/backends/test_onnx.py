@@ -54,7 +54,7 @@ def noise(*shape, seed=0):
 @pytest.mark.parametrize("prompt", PROMPTS + ODD)
 def test_tokens_are_those_of_transformers(pair, prompt):
     model, ours = pair
-    assert ours.text.tokens(prompt) == model.text.tokens(prompt)
+    assert ours.text.chunks(prompt) == model.text.chunks(prompt)
     wanted = model.text.tokenizers[0]([prompt], padding="max_length", max_length=77, truncation=True).input_ids
     assert ours.text.ids([prompt]).tolist() == wanted
 
@@ -63,6 +63,24 @@ def test_tokens_are_those_of_transformers(pair, prompt):
 def test_text(pair, skip):
     model, ours = pair
     close(ours.text.encode(PROMPTS, clip_skip=skip).text_BLD, model.text.encode(PROMPTS, clip_skip=skip).text_BLD)
+
+
+@pytest.mark.parametrize("emphasis", ["original", "no norm", "ignore", "none"])
+@pytest.mark.parametrize("prompt", ["", "a (cat:1.4) [dog]", "cat " * 80 + "(moon:0.5) BREAK a dog"])
+def test_weights_and_chunks(pair, prompt, emphasis):
+    model, ours = pair
+    wanted = model.text.encode_prompt(prompt, emphasis=emphasis, clip_skip=2).text_BLD
+    close(ours.text.encode_prompt(prompt, emphasis=emphasis, clip_skip=2).text_BLD, wanted)
+
+
+def test_prompts_of_different_lengths(pair):
+    model, ours = pair
+    z_BCHW, words, away = noise(2, 4, 8, 8), "cat " * 80, "dog"
+    wanted = EagerDenoiser(model, *(model.text.encode_prompt(text) for text in (words, away)), 2.0)(z_BCHW, 499)
+    found = OnnxDenoiser(ours, *(ours.text.encode_prompt(text) for text in (words, away)), 2.0)(z_BCHW.numpy(), 499)
+    close(found, wanted)
+    alone = [EagerDenoiser(model, model.text.encode_prompt(text))(z_BCHW, 499) for text in (words, away)]
+    close(found, alone[1] + 2 * (alone[0] - alone[1]), 1e-4)
 
 
 def test_clip_skip_beyond_the_layers_is_refused(pair):

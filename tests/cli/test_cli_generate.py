@@ -105,12 +105,15 @@ def test_without_a_name_the_prompt_gives_it(here, model, capsys):
     assert "picture-0.png" in files(here)
 
 
-def test_long_prompts_and_idle_negatives_are_noted(here, model, capsys):
-    arguments = ("cat " * 2500, "--negative-prompt", "dog", "--guidance", 1, "-o", "a.png", "--steps", 1)
-    assert generate(*arguments, model=model) == 0
+def test_lengths_of_prompts_are_shown_and_idle_negatives_noted(here, model, capsys):
+    arguments = ("cat " * 80, "--negative-prompt", "dog", "-o", "a.png", "--steps", 1)
+    assert generate(*arguments, "--guidance", 1, model=model) == 0
+    assert capsys.readouterr().err.count("fewstep: note: ") == 1
+    assert generate(*arguments, "--guidance", 2, "-v", model=model) == 0
     notes = capsys.readouterr().err
-    assert notes.count("fewstep: note: ") == 2
-    assert "2500 tokens" in notes
+    assert "note: prompt: 80 tokens of 150" in notes and "negative prompt: 1 tokens of 75" in notes
+    assert generate(*arguments, "--guidance", 2, "--json", model=model) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"]["prompt"] == {"tokens": 80, "chunks": 2}
 
 
 # ---- what is refused

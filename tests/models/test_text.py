@@ -69,14 +69,6 @@ def test_negative_convention(models):
     assert torch.equal(ordinary.encode_negative([""]).text_BLD, ordinary.encode([""]).text_BLD)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "count", "cut"),
-    [("", 0, ""), ("a cat", 2, ""), ("cat " * 75, 75, ""), ("cat " * 75 + "dog moon", 77, "dog moon")],
-)
-def test_tokens_tell_what_is_cut(models, prompt, count, cut):
-    assert models["sd15"].text.tokens(prompt) == (count, cut)
-
-
 def test_what_is_beyond_77_positions_changes_nothing(models):
     text = models["sd15"].text
     long, longer = text.encode(["cat " * 75, "cat " * 75 + "dog"]).text_BLD

@@ -60,16 +60,20 @@ class EagerDenoiser:
     def _guided(
         self, z_BCHW: Tensor, timestep_B: Tensor, text: Text, guidance: Sequence[float], guided: Sequence[int]
     ) -> Tensor:
-        """One prediction for all items with their prompts and for the `guided` ones without."""
+        """One prediction for all items with their prompts and for the `guided` ones without; two, if lengths differ."""
         assert self.negative is not None
         count, index = len(z_BCHW), torch.tensor(guided, device=z_BCHW.device)
         negative = self.negative.expand(count).rows(guided)
-        both = predict(
-            self.model.unet,
-            torch.cat([z_BCHW, z_BCHW[index]]),
-            torch.cat([timestep_B, timestep_B[index]]),
-            Text.cat([text, negative]),
-        ).float()
-        cond_BCHW, uncond = both[:count], both[count:]
+        if negative.text_BLD.shape[1] == text.text_BLD.shape[1]:
+            both = predict(
+                self.model.unet,
+                torch.cat([z_BCHW, z_BCHW[index]]),
+                torch.cat([timestep_B, timestep_B[index]]),
+                Text.cat([text, negative]),
+            ).float()
+            cond_BCHW, uncond = both[:count], both[count:]
+        else:  # of another number of chunks
+            cond_BCHW = predict(self.model.unet, z_BCHW, timestep_B, text).float()
+            uncond = predict(self.model.unet, z_BCHW[index], timestep_B[index], negative).float()
         mixed = guide(cond_BCHW[index], uncond, [guidance[item] for item in guided])
         return cond_BCHW.index_copy(0, index, mixed)

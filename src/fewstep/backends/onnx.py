@@ -59,13 +59,18 @@ class OnnxDenoiser:
         guided = [item for item, value in enumerate(guidance) if value != 1]
         if not guided or self.negative_kv_BLK is None:
             return self.model.unet(z_BCHW, timestep_B, text)
-        both = self.model.unet(
-            np.concatenate([z_BCHW, z_BCHW[guided]]),
-            np.concatenate([timestep_B, timestep_B[guided]]),
-            np.concatenate([text, _rows(self.negative_kv_BLK, count)[guided]]),
-        )
-        out_BCHW = both[:count].copy()
-        out_BCHW[guided] = guide(both[guided], both[count:], [guidance[item] for item in guided])
+        negative = _rows(self.negative_kv_BLK, count)[guided]
+        if negative.shape[1] == text.shape[1]:
+            both = self.model.unet(
+                np.concatenate([z_BCHW, z_BCHW[guided]]),
+                np.concatenate([timestep_B, timestep_B[guided]]),
+                np.concatenate([text, negative]),
+            )
+            out_BCHW, uncond = both[:count].copy(), both[count:]
+        else:  # of another number of chunks
+            out_BCHW = self.model.unet(z_BCHW, timestep_B, text).copy()
+            uncond = self.model.unet(z_BCHW[guided], timestep_B[guided], negative)
+        out_BCHW[guided] = guide(out_BCHW[guided], uncond, [guidance[item] for item in guided])
         return out_BCHW
 
 

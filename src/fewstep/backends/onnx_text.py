@@ -1,13 +1,13 @@
 """Prompts to conditioning by ONNX Runtime: CLIP's tokenizer by the tokenizers library, CLIP's text encoder as a graph.
 
 The same tokens and the same states as `models.text.TextEncoder` with one encoder, without transformers and torch.
-Shapes: B prompts, L positions (77), D text width.
+Shapes: B prompts, K chunks, L positions (77, or 77 K), D text width.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 
 from fewstep.backends.onnx_session import Sessions
 from fewstep.errors import CheckpointError, RequestError
+from fewstep.models.chunks import Chunk, Vectors, chunks, emphasised
 
 _WORD_END = "</w>"
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -50,31 +51,59 @@ class OnnxTextEncoder:
         """CLIP's byte-level BPE; raises CheckpointError when its files are missing or damaged."""
         return _tokenizer(self.folder / "tokenizer")
 
-    def tokens(self, prompt: str) -> tuple[int, str]:
-        """(number of tokens without start and end marks, the part of the prompt that does not fit; "" if all does)."""
-        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
-        beyond = ids[self.length - 2 :]
-        return len(ids), self.tokenizer.decode(beyond, skip_special_tokens=False).replace(_WORD_END, " ").strip()
+    def chunks(
+        self, prompt: str, emphasis: str = "original", embeddings: Mapping[str, Vectors] | None = None
+    ) -> list[Chunk]:
+        """The prompt as tokens; raises RequestError as `models.chunks.chunks`."""
+        counts = {name: len(vectors["text_encoder"]) for name, vectors in (embeddings or {}).items()}
+        return chunks(prompt, self._ids, room=self.length - 2, emphasis=emphasis, counts=counts)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def ids(self, prompts: Sequence[str]) -> np.ndarray:
-        """Prompts -> ids_BL int64: start mark, at most L - 2 tokens, end mark, padding."""
-        rows = [self.tokenizer.encode(prompt, add_special_tokens=False).ids for prompt in prompts]
+        """Plain prompts -> ids_BL int64: start mark, at most L - 2 tokens, end mark, padding."""
+        return self._filled([Chunk(list(self._ids(prompt)[: self.length - 2])) for prompt in prompts])
+
+    def _filled(self, found: Sequence[Chunk]) -> np.ndarray:
         start, end, pad = (self.tokenizer.token_to_id(mark) for mark in _marks(self.folder / "tokenizer"))
-        filled = [[start, *row[: self.length - 2], end] for row in rows]
-        return np.array([row + [pad] * (self.length - len(row)) for row in filled], np.int64)
+        return np.array([chunk.filled(start, end, pad, self.length) for chunk in found], np.int64)
 
     def encode(self, prompts: Sequence[str], *, clip_skip: int = 1) -> OnnxText:
-        """Prompts -> text; clip_skip 1 is the last layer, 2 is one earlier, and so on.
+        """Plain prompts -> text, each cut where a chunk ends; clip_skip 1 is the last layer, 2 is one earlier.
 
         Raises RequestError when the encoder has not so many layers.
         """
-        if not 1 <= clip_skip <= self.max_clip_skip:
-            raise RequestError(f"clip_skip {clip_skip} is not in 1 to {self.max_clip_skip}, this model's text layers.")
-        return OnnxText(self.sessions.run("text_encoder", f"text_{clip_skip}_BLD", ids_BL=self.ids(prompts)))
+        return OnnxText(self._run(self.ids(prompts), clip_skip))
 
     def encode_negative(self, prompts: Sequence[str], *, clip_skip: int = 1) -> OnnxText:
         """The same: with one encoder, guidance moves away from the encoding of the empty prompt."""
         return self.encode(prompts, clip_skip=clip_skip)
+
+    def encode_prompt(
+        self,
+        prompt: str,
+        *,
+        clip_skip: int = 1,
+        emphasis: str = "original",
+        embeddings: Mapping[str, Vectors] | None = None,
+        negative: bool = False,
+    ) -> OnnxText:
+        """One prompt with all that may be written in it -> text of one row, L = 77 K.
+
+        Raises RequestError as `encode`, for an embedding, which this back end cannot place, and as
+        `models.chunks.chunks`.
+        """
+        found = self.chunks(prompt, emphasis, embeddings)
+        if named := sorted({vector.name for chunk in found for vector in chunk.vectors.values()}):
+            raise RequestError(f"The embedding '{named[0]}' needs the PyTorch back end: give it as embeddings.")
+        z_KLD = emphasised(self._run(self._filled(found), clip_skip), found, emphasis)
+        return OnnxText(z_KLD.reshape(1, -1, z_KLD.shape[-1]))
+
+    def _run(self, ids_BL: np.ndarray, clip_skip: int) -> np.ndarray:
+        if not 1 <= clip_skip <= self.max_clip_skip:
+            raise RequestError(f"clip_skip {clip_skip} is not in 1 to {self.max_clip_skip}, this model's text layers.")
+        return self.sessions.run("text_encoder", f"text_{clip_skip}_BLD", ids_BL=ids_BL)
 
 
 def _marks(folder: Path) -> tuple[str, str, str]:

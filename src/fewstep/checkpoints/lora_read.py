@@ -62,8 +62,7 @@ class Lora:
     @property
     def notes(self) -> tuple[str, ...]:
         """What in the file has no effect, by name, one sentence each."""
-        words = [f"the embedding '{embedding.name}' that it brings" for embedding in self.embeddings]
-        return tuple(f"'{self.path.name}': not applied: {what}." for what in (*words, *self.skipped))
+        return tuple(f"'{self.path.name}': not applied: {what}." for what in self.skipped)
 
     @property
     def is_consistency(self) -> bool:

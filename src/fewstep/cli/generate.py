@@ -13,7 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.options import MODEL, add_model_options, lora_choice, model_options
+from fewstep.cli.options import (
+    MODEL,
+    add_model_options,
+    add_shelf_options,
+    lora_choice,
+    model_options,
+    shelf_options,
+)
 from fewstep.cli.output import check_new_folder, check_outputs, default_name, numbered, step_name
 from fewstep.errors import RequestError
 from fewstep.request import DEFAULTS, SEED_COUNT, SPECS, Request, Spec, request_of
@@ -44,6 +51,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--lora", action="append", type=lora_choice, metavar="FILE[:WEIGHT]", help="LoRA; may be repeated"
     )
+    add_shelf_options(parser)
     parser.add_argument("--no-lora", action="store_true", help="without the embedded model's own few-step LoRA")
     parser.add_argument("--from", dest="source", type=Path, metavar="PICTURE", help="take its settings from this one")
     parser.add_argument("--grid", action="store_true", help="write one contact sheet instead of single pictures")
@@ -96,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = time.perf_counter()
     notes = [*plan.notes, *(_differences(recalled, plan, pipe) if recalled else ())]
     if not arguments.quiet:
-        _say_notes(notes, pipe.notes if arguments.verbose else ())
+        _say_notes(notes, (*pipe.notes, *_lengths(pipe, plan)) if arguments.verbose else ())
     pictures = _paint(arguments, pipe, plan, paths)
     timings = {"load_s": loaded - started, "generate_s": time.perf_counter() - loaded}
     if arguments.json:
@@ -142,7 +150,8 @@ def _load(arguments: argparse.Namespace, recalled: Recalled | None) -> Pipeline:
         lora = recalled_loras(recalled) if lora is None else lora
         dtype = recalled_dtype(recalled, choose(arguments.device).device) if dtype is None else dtype
     lora = False if arguments.no_lora else lora
-    return fewstep.load(model, lora=lora, device=arguments.device, dtype=dtype, **model_options(arguments))
+    options = {**model_options(arguments), **shelf_options(arguments)}
+    return fewstep.load(model, lora=lora, device=arguments.device, dtype=dtype, **options)
 
 
 def _differences(recalled: Recalled, plan: Plan, pipe: Pipeline) -> list[str]:
@@ -238,10 +247,19 @@ def _document(
         "seed": plan.seed,
         "seeds": [plan.seed_of(index) for index in range(len(pictures))],
         "settings": settings,
+        "tokens": pipe.tokens(plan),
         "parameters": [picture.info["parameters"] for picture in pictures],
         "timings": {name: round(value, 3) for name, value in timings.items()},
         "notes": notes,
     }
+
+
+def _lengths(pipe: Pipeline, plan: Plan) -> list[str]:
+    room = pipe.model.text.length - 2
+    return [
+        f"{name.replace('_', ' ')}: {found['tokens']} tokens of {found['chunks'] * room}"
+        for name, found in pipe.tokens(plan).items()
+    ]
 
 
 def _say_notes(notes: list[str], choices: tuple[str, ...]) -> None:

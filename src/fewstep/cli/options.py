@@ -23,6 +23,19 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("base", "vae", "prediction")}
 
 
+def add_shelf_options(parser: Any) -> None:
+    """Where what a prompt names is looked up."""
+    parser.add_argument("--lora-folder", metavar="FOLDER", help="where <lora:name:1> in prompts finds its files")
+    parser.add_argument(
+        "--embeddings", action="append", metavar="PATH", help="textual inversions: a file, or a folder; may be repeated"
+    )
+
+
+def shelf_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_shelf_options` got, as `fewstep.load` takes it."""
+    return {name: getattr(arguments, name) for name in ("lora_folder", "embeddings")}
+
+
 def lora_choice(text: str) -> tuple[str, float]:
     """`ink.safetensors:0.6` as (path, weight); without a weight it is 1.
 
