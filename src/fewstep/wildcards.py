@@ -46,7 +46,7 @@ def _library(folder: str | Path | None) -> tuple[Any, Any]:
     path = None if folder is None else Path(folder).expanduser()
     if path is not None and not path.is_dir():
         raise RequestError(
-            f"The folder of wildcards '{folder}' does not exist. Give the one that holds the .txt files."
+            f"The folder of wildcards '{folder}' does not exist. Give another."
         )
     return RandomPromptGenerator, WildcardManager(path)
 

@@ -58,6 +58,7 @@ def test_weights_go_with_their_tokens():
 
 def test_embeddings_are_not_torn():
     assert cut("a" * 73 + " x b", counts={"x": 3}) == ["a" * 73, "***b"]
+    assert cut("a" * 68 + ",bbbbb x", counts={"x": 3}) == ["a" * 68 + ",bbbbb", "***"]  # not full: nothing goes back
     (chunk,) = chunks("a X (x:2)b", letters, room=75, counts={"x": 2})
     assert chunk.ids == [1, Vector("x", 0), Vector("x", 1), Vector("x", 0), Vector("x", 1), 2]
     assert chunk.weights == [1, 1, 1, 2, 2, 1]
