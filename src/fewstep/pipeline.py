@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
 
-from fewstep import __version__
+from fewstep import __version__, second
 from fewstep.checkpoints.lora_apply import Strength
 from fewstep.errors import LoraError, RequestError
 from fewstep.image import mask_cells, paste_back
@@ -27,7 +27,7 @@ from fewstep.plan import Defaults, Plan, number_text, plan_of
 from fewstep.prompt import LoraTag, split_lora_tags
 from fewstep.request import Request, request_of
 from fewstep.runners import Runner, open_model, runner_of
-from fewstep.sampling.sampler import Denoiser, Step, sample
+from fewstep.sampling.sampler import Denoiser, Step, evaluations, sample
 from fewstep.sampling.schedule import Schedule, add_noise
 
 if TYPE_CHECKING:
@@ -83,11 +83,19 @@ class Pipeline:
     """A model with its LoRAs, ready to paint.
 
     `batch` pictures are computed at once: 1 on a CPU, where a picture is then bit for bit the same alone or as one of
-    many, and 8 elsewhere, where the order of a sum may move a pixel by one or two of 255.
+    many, and 8 elsewhere, where the order of a sum may move a pixel by one or two of 255. `hires` is another pipeline,
+    which paints the second pass where a request has one; it may have the same model with other LoRAs.
     """
 
-    def __init__(self, model: Model | OnnxModel, loras: LoraChoice = None, *, batch: int | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: Model | OnnxModel,
+        loras: LoraChoice = None,
+        *,
+        batch: int | None = None,
+        hires: Pipeline | None = None,
+    ) -> None:
+        self.model, self.hires = model, hires
         self.runner: Runner = runner_of(model)
         self.batch = batch or (1 if model.device == "cpu" else ACCELERATOR_BATCH)
         self.loras: tuple[tuple[Lora, float], ...] = ()
@@ -115,20 +123,52 @@ class Pipeline:
 
     def plan(self, request: Request) -> Plan:
         """The request with this model's defaults filled in, its pictures opened, and notes on what has no effect."""
+        plan = self.plan_pass(request)
+        return self._with_second(plan) if request.hires else plan
+
+    def plan_pass(self, request: Request, *, size: tuple[int, int] | None = None, **how: float) -> Plan:
+        """As `plan`, of one pass alone; `size` in pixels, and strength, in place of the request's own."""
         loras = self._with_tags(split_lora_tags(request.validated().prompt)[1])
-        plan = plan_of(request, self._defaults(loras))
+        plan = plan_of(request, self._defaults(loras), size=size, **how)
         of_loras = (note for lora, _ in loras for note in lora.notes)
         of_text = (*self._too_long("prompt", plan.words), *self._negative_notes(plan))
         return replace(plan, notes=(*plan.notes, *of_loras, *of_text))
 
+    def _with_second(self, plan: Plan) -> Plan:
+        """Both passes: each follows the sampling defaults of its own model and LoRAs, where nothing else is asked."""
+        other = self.hires or self
+        tags = split_lora_tags(plan.request.hires_prompt or plan.request.prompt)[1]
+        both = self._defaults(self._with_tags(plan.tags)), other._defaults(other._with_tags(tags))
+        same = both[0].sampling == both[1].sampling and both[0].embedded == both[1].embedded
+        asked, how = second.second_request(plan, same=same), second.place_and_strength(plan)
+        later, families = other.plan_pass(asked, **how), (self.model.family, other.model.family)
+        facts = {} if other is self else second.other_facts(self.facts(), other.facts())
+        return second.with_second(plan, later, families, same=same, facts=facts)
+
     def run(self, plan: Plan) -> Iterator[PictureStep]:
         """Carries a plan out. Use one run at a time: LoRAs are merged into the one model."""
-        self.runner.set_loras(self._with_tags(plan.tags))
-        batch = 1 if plan.sampler.alone else self.batch
+        alone = plan.sampler.alone or (plan.hires is not None and plan.hires.sampler.alone)
+        batch = 1 if alone else self.batch
         for first in range(0, plan.request.count, batch):
-            count = min(batch, plan.request.count - first)
-            for step in denoise(self.runner, self.model.schedule, plan, first, count):
-                yield PictureStep(step, first, plan, lambda z, start: self._finish(plan, z, start))
+            yield from self._paint(plan, first, min(batch, plan.request.count - first))
+
+    def _paint(self, plan: Plan, first: int, count: int) -> Iterator[PictureStep]:
+        """One batch through the first pass and, if there is one, the second; their steps are counted together."""
+        self.runner.set_loras(self._with_tags(plan.tags))
+        other, step, known_BCHW, done, later = self.hires or self, None, None, 0, 0
+        if plan.hires is not None:
+            later = evaluations(plan.hires.sampler, other.model.schedule, plan.hires.timesteps)
+        for step in denoise(self.runner, self.model.schedule, plan, first, count, at_once=self.batch):
+            counted = replace(step, count=step.count + later)
+            yield PictureStep(counted, first, plan, lambda z, start: self._finish(plan, z, start, self.runner))
+        if plan.hires is None or step is None:
+            return
+        known_BCHW, done = second.enlarge((self.runner, other.runner), plan, step.z), step.index + 1
+        other.runner.set_loras(other._with_tags(plan.hires.tags))
+        how = {"at_once": other.batch, "known_BCHW": known_BCHW}
+        for step in denoise(other.runner, other.model.schedule, plan.hires, first, count, **how):
+            counted = replace(step, index=done + step.index, count=done + step.count)
+            yield PictureStep(counted, first, plan, lambda z, start: self._finish(plan, z, start, other.runner))
 
     def set_loras(self, loras: LoraChoice) -> None:
         """Replaces the LoRAs: a path, a (path, weight) pair, or a list of them; None, False or () for none.
@@ -202,8 +242,8 @@ class Pipeline:
             "Version": f"fewstep {__version__}",
         }
 
-    def _finish(self, plan: Plan, z_BCHW: Array, first: int) -> list[Picture]:
-        images = [Image.fromarray(pixels_HWC) for pixels_HWC in self.runner.decode(z_BCHW)]
+    def _finish(self, plan: Plan, z_BCHW: Array, first: int, runner: Runner) -> list[Picture]:
+        images = [Image.fromarray(pixels_HWC) for pixels_HWC in second.decode(runner, z_BCHW, plan.request.tile)]
         if plan.image is not None and plan.mask is not None:
             images = [paste_back(image, plan.image, plan.mask) for image in images]
         facts = self.facts()
@@ -211,14 +251,29 @@ class Pipeline:
         return [Picture.of(image, text) for image, text in zip(images, texts, strict=True)]
 
 
-def denoise(runner: Runner, schedule: Schedule, plan: Plan, first: int, count: int) -> Iterator[Step]:
-    """The loop for pictures `first` to `first + count - 1` of a plan, by any back end."""
+def denoise(
+    runner: Runner,
+    schedule: Schedule,
+    plan: Plan,
+    first: int,
+    count: int,
+    *,
+    at_once: int = 1,
+    known_BCHW: Array | None = None,
+) -> Iterator[Step]:
+    """The loop for pictures `first` to `first + count - 1` of a plan, by any back end.
+
+    `known_BCHW` is the start of a second pass, in place of the plan's picture; `at_once` how many windows of a large
+    picture are computed together.
+    """
     seeds, rng, ensd = [plan.seed_of(first + offset) for offset in range(count)], plan.request.rng, plan.request.ensd
     draw = runner.noise(seeds, plan.size, rng)
-    denoiser, z_BCHW = runner.denoiser(plan, count), draw()
+    denoiser, z_BCHW = second.windowed(runner.denoiser(plan, count), plan, at_once), draw()
     draw = runner.noise([seed + ensd for seed in seeds], plan.size, rng) if ensd else draw
-    if plan.image is not None:
-        known_BCHW = runner.encode(_pixels(plan.image))
+    if plan.image is not None and known_BCHW is None:
+        known_BCHW = second.encode(runner, _pixels(plan.image), plan.request.tile)
+    if known_BCHW is not None:
+        known_BCHW = second.placed(known_BCHW, like=z_BCHW)
         noised_BCHW = add_noise(schedule, known_BCHW, z_BCHW, plan.timesteps[0])
         start_BCHW = z_BCHW if plan.strength == 1 else noised_BCHW
         z_BCHW = start_BCHW

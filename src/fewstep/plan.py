@@ -27,6 +27,9 @@ ORIGIN_TABLES = ("linspace-lcm", "a1111", "sgm")
 AUTOMATIC = "automatic"
 """The schedule that A1111 takes for a sampler by itself."""
 
+WHOLE = 2
+"""Times the model's own size, up to which a picture is painted as a whole."""
+
 IMAGE_STRENGTH = 0.6
 """Of a start picture without mask, when none is asked for; with a mask it is 1."""
 
@@ -79,7 +82,9 @@ class Plan:
     """A request with nothing left open.
 
     `words` is the prompt without LoRA tags, size is (width, height) in pixels; image and mask have that size. hashes
-    are of the pictures as they were given; notes are sentences for the user.
+    are of the pictures as they were given; notes are sentences for the user. `window` is the side in pixels of the
+    windows it is painted in, 0 for the whole; `hires` is the second pass, which begins with `upscaler`, `extra` what
+    a picture records of it.
     """
 
     request: Request
@@ -98,6 +103,10 @@ class Plan:
     mask: Image.Image | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    window: int = 0
+    hires: Plan | None = None
+    upscaler: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def guided(self) -> bool:
@@ -129,6 +138,8 @@ class Plan:
             "Timestep table": "" if self.table in LABELS else self.table,
             "LCM origin steps": str(self.origin_steps) if self.table in ORIGIN_TABLES else "",
             "Guidance embedding": number_text(self.guidance) if self.embedded else "",
+            "Tile": "" if request.tile is None else str(request.tile),
+            **self.extra,
         }
         settings = {key: value for key, value in (settings | dict(facts)).items() if value}
         return Infotext(request.prompt, request.negative_prompt, settings)
@@ -143,8 +154,12 @@ def number_text(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
-def plan_of(request: Request, defaults: Defaults) -> Plan:
+def plan_of(
+    request: Request, defaults: Defaults, *, size: tuple[int, int] | None = None, strength: float | None = None
+) -> Plan:
     """Fills in what the request leaves open, and opens its pictures.
+
+    `size` and `strength` stand in for the request's own, where the start is not the request's picture: a second pass.
 
     Raises:
         RequestError: a value is out of range, or contradicts another.
@@ -152,10 +167,10 @@ def plan_of(request: Request, defaults: Defaults) -> Plan:
     """
     request = request.validated()
     words, tags = split_lora_tags(request.prompt)
-    sampling, strength = defaults.sampling, _strength(request)
+    sampling, strength = defaults.sampling, strength or _strength(request)
     sampler, table = _sampler(request, defaults)
     image, mask = _pictures(request)
-    size = _size(request, image, defaults.size_px)
+    size = size or _size(request, image, defaults.size_px)
     times = timesteps(
         table,
         sampling.steps if request.steps is None else request.steps,
@@ -182,6 +197,7 @@ def plan_of(request: Request, defaults: Defaults) -> Plan:
         mask=None if image is None or mask is None else fit_mask(mask, image.size, size),
         hashes=_hashes(image, mask),
         notes=_notes(request, guidance, defaults.embedded),
+        window=_window(request.tile, size, defaults.size_px, known=strength < 1),
     )
 
 
@@ -210,6 +226,15 @@ def _pictures(request: Request) -> tuple[Image.Image | None, Image.Image | None]
 def _size(request: Request, image: Image.Image | None, size_px: int) -> tuple[int, int]:
     width, height = (size_px, size_px) if image is None else default_size(image)
     return request.width or width, request.height or height
+
+
+def _window(tile: int | None, size: tuple[int, int], size_px: int, *, known: bool) -> int:
+    """The windows asked for; by itself only above WHOLE times the model's own size, and only of a known picture: from
+    noise alone every window would paint the whole prompt.
+    """
+    if tile is None:
+        tile = size_px if known and size[0] * size[1] > (WHOLE * size_px) ** 2 else 0
+    return tile if tile and max(size) > tile else 0
 
 
 def _strength(request: Request) -> float:
