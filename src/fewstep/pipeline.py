@@ -140,7 +140,7 @@ class Pipeline:
         tags = split_lora_tags(plan.request.hires_prompt or plan.request.prompt)[1]
         both = self._defaults(self._with_tags(plan.tags)), other._defaults(other._with_tags(tags))
         same = both[0].sampling == both[1].sampling and both[0].embedded == both[1].embedded
-        asked, how = second.second_request(plan, same=same), second.place_and_strength(plan)
+        asked, how = second.second_request(plan, same=same), second.place_and_strength(plan, other.model.family)
         later, families = other.plan_pass(asked, **how), (self.model.family, other.model.family)
         facts = {} if other is self else second.other_facts(self.facts(), other.facts())
         return second.with_second(plan, later, families, same=same, facts=facts)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fewstep.errors import RequestError
-from fewstep.hires import DEFAULT_STRENGTH, DEFAULT_UPSCALER, LATENT, target_size, upscaler_named
+from fewstep.hires import DEFAULT_STRENGTH, DEFAULT_UPSCALER, LATENT, OWN_STRENGTHS, target_size, upscaler_named
 from fewstep.image import CELL_PX, fit
 from fewstep.plan import Plan, number_text
 from fewstep.request import Request
@@ -59,11 +59,11 @@ def second_request(first: Plan, *, same: bool) -> Request:
     )
 
 
-def place_and_strength(first: Plan) -> dict[str, Any]:
+def place_and_strength(first: Plan, family: Family) -> dict[str, Any]:
     """The size in pixels and the strength of the second pass; raises RequestError for a size above the limit."""
     asked = first.request
     size = target_size(first.size, asked.hires_scale, asked.hires_width, asked.hires_height)
-    return {"size": size, "strength": asked.hires_strength or DEFAULT_STRENGTH}
+    return {"size": size, "strength": asked.hires_strength or OWN_STRENGTHS.get(family.name, DEFAULT_STRENGTH)}
 
 
 def other_facts(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ Shapes: B pictures, C 3 colours, H and W height and width.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
@@ -156,12 +157,7 @@ def _onnx(path: Path) -> tuple[Run, int | None]:
 
 def _spandrel(path: Path) -> tuple[Run, None]:
     """A .safetensors file as a function, on the device that torch would choose."""
-    if find_spec("spandrel") is None or find_spec("torchvision") is None:
-        raise CheckpointError(
-            f"The upscaler '{path}' needs spandrel and torchvision, which are not installed. "
-            "Install them with: pip install 'fewstep[upscale]'; or use an .onnx model."
-        )
-    import spandrel  # pyright: ignore[reportMissingImports]
+    spandrel = _import_spandrel(path)
     import torch
 
     from fewstep.device import choose
@@ -181,3 +177,15 @@ def _spandrel(path: Path) -> tuple[Run, None]:
             return network(torch.from_numpy(x_BCHW).to(device)).float().cpu().numpy()
 
     return run, None
+
+
+def _import_spandrel(path: Path) -> Any:
+    try:
+        return importlib.import_module("spandrel")
+    except (ImportError, RuntimeError) as error:
+        missing = [name for name in ("spandrel", "torchvision") if find_spec(name) is None]
+        reason = f"{' and '.join(missing)} are not installed" if missing else " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"The upscaler '{path}' needs spandrel, and torchvision built for this torch ({reason}). "
+            "Install them with: pip install 'fewstep[upscale]'; or use an .onnx model."
+        ) from None
