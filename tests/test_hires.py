@@ -83,6 +83,14 @@ def test_steps_are_evaluations_in_both_passes(pipe, steps, strength):
     assert [step.last for step in found] == [False] * (1 + steps) + [True]
 
 
+def test_steps_that_nobody_asked_for_are_as_many_as_the_strength_has(pipe):
+    how = HOW | {"steps": 8, "hires_scale": 2}
+    assert len(pipe.plan(Request("a", **how)).hires.timesteps) == 5
+    assert len(pipe.plan(Request("a", **how, hires_strength=0.5)).hires.timesteps) == 8
+    with pytest.raises(RequestError, match="8 steps at strength 0.1 need 8"):
+        pipe.plan(Request("a", **how, hires_steps=8))
+
+
 @pytest.mark.parametrize(("scale", "side"), [(1, 64), (1.5, 96), (2, 128), (4, 256)])
 def test_scales(pipe, scale, side):
     image = pipe("", **HOW, hires_scale=scale, hires_steps=1)

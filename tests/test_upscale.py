@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnx")
 
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from fewstep.errors import CheckpointError, RequestError
@@ -129,7 +130,7 @@ def test_a_size_that_is_fixed(tmp_path):
         open_upscaler(graph(tmp_path / "c.onnx", side=(32, 64)))
 
 
-def test_files_that_are_refused(tmp_path):
+def test_files_that_are_refused(tmp_path, capfd):
     good = graph(tmp_path / "good.onnx")
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "good.onnx").read_bytes()[:150])
     (tmp_path / "empty.onnx").write_bytes(b"")
@@ -151,6 +152,16 @@ def test_files_that_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="makes an array"):
         open_upscaler(graph(tmp_path / "down.onnx", scale=0.5))
     assert open_upscaler(good).scale == 4
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.embedded
+def test_beside_the_embedded_model_s_own_sessions(tmp_path):
+    import fewstep
+
+    how = {"seed": 0, "steps": 1, "hires_scale": 1.5, "hires_steps": 1}
+    image = fewstep.load()("a red apple", **how, hires_upscaler=graph(tmp_path / "a.onnx", scale=2))
+    assert image.size == (192, 192)
 
 
 def test_a_network_that_fails_says_so():
@@ -183,7 +194,7 @@ def rrdb(path, width=8, growth=32):
     from safetensors.torch import save_file
 
     generator, layers = torch.Generator().manual_seed(0), {"conv_first": (width, 3), "conv_last": (3, width)}
-    layers |= {name: (width, width) for name in ("conv_body", "conv_up1", "conv_up2", "conv_hr")}
+    layers |= dict.fromkeys(("conv_body", "conv_up1", "conv_up2", "conv_hr"), (width, width))
     for part in (1, 2, 3):
         for conv in range(1, 6):
             wide = width if conv == 5 else growth

@@ -126,10 +126,10 @@ class Pipeline:
         plan = self.plan_pass(request)
         return self._with_second(plan) if request.hires else plan
 
-    def plan_pass(self, request: Request, *, size: tuple[int, int] | None = None, **how: float) -> Plan:
-        """As `plan`, of one pass alone; `size` in pixels, and strength, in place of the request's own."""
+    def plan_pass(self, request: Request, **how: Any) -> Plan:
+        """As `plan`, of one pass alone; `how` are `plan_of`'s: a size and a strength in place of the request's own."""
         loras = self._with_tags(split_lora_tags(request.validated().prompt)[1])
-        plan = plan_of(request, self._defaults(loras), size=size, **how)
+        plan = plan_of(request, self._defaults(loras), **how)
         of_loras = (note for lora, _ in loras for note in lora.notes)
         of_text = (*self._too_long("prompt", plan.words), *self._negative_notes(plan))
         return replace(plan, notes=(*plan.notes, *of_loras, *of_text))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -18,7 +18,7 @@ from fewstep.prompt import LoraTag, split_lora_tags
 from fewstep.request import SEED_COUNT, Request
 from fewstep.sampling.sampler import SAMPLERS, Sampler, sampler_named
 from fewstep.sampling.schedule import Schedule
-from fewstep.sampling.timesteps import LABELS, STABLE_DIFFUSION, table_named, timesteps
+from fewstep.sampling.timesteps import LABELS, STABLE_DIFFUSION, available, table_named, timesteps
 
 IMAGE_HASH, MASK_HASH = "Init image hash", "Mask hash"
 ORIGIN_TABLES = ("linspace-lcm", "a1111", "sgm")
@@ -155,11 +155,17 @@ def number_text(value: float) -> str:
 
 
 def plan_of(
-    request: Request, defaults: Defaults, *, size: tuple[int, int] | None = None, strength: float | None = None
+    request: Request,
+    defaults: Defaults,
+    *,
+    size: tuple[int, int] | None = None,
+    strength: float | None = None,
+    fewer: bool = False,
 ) -> Plan:
     """Fills in what the request leaves open, and opens its pictures.
 
     `size` and `strength` stand in for the request's own, where the start is not the request's picture: a second pass.
+    `fewer`: nobody asked for this many steps, so there are fewer where the strength has fewer.
 
     Raises:
         RequestError: a value is out of range, or contradicts another.
@@ -171,14 +177,10 @@ def plan_of(
     sampler, table = _sampler(request, defaults)
     image, mask = _pictures(request)
     size = size or _size(request, image, defaults.size_px)
-    times = timesteps(
-        table,
-        sampling.steps if request.steps is None else request.steps,
-        strength=strength,
-        schedule=defaults.schedule,
-        origin_steps=sampling.origin_steps,
-        discard=sampler.discard,
-    )
+    steps = sampling.steps if request.steps is None else request.steps
+    among: Any = {"strength": strength, "schedule": defaults.schedule, "origin_steps": sampling.origin_steps}
+    steps = min(steps, available(table, **among)) if fewer else steps
+    times = timesteps(table, steps, **among, discard=sampler.discard)
     guidance = float(sampling.guidance if request.guidance is None else request.guidance)
     return Plan(
         request=request,

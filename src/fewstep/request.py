@@ -138,7 +138,13 @@ class Request:
         None,
     )
     hires_strength: float | None = _field(
-        Spec("number", "second pass: how much to paint anew; 0.4 when not given, 0.1 by the embedded model", above=0, high=1), None
+        Spec(
+            "number",
+            "second pass: how much to paint anew; 0.4 when not given, 0.1 by the embedded model",
+            above=0,
+            high=1,
+        ),
+        None,
     )
     hires_steps: int | None = _field(
         Spec("whole", "second pass: model evaluations at any strength; as in the first when not given", 1, 1000), None

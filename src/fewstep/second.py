@@ -60,10 +60,18 @@ def second_request(first: Plan, *, same: bool) -> Request:
 
 
 def place_and_strength(first: Plan, family: Family) -> dict[str, Any]:
-    """The size in pixels and the strength of the second pass; raises RequestError for a size above the limit."""
+    """The size in pixels and the strength of the second pass, and whether its steps may be fewer, for `plan_of`.
+
+    Raises RequestError for a size above the limit.
+    """
     asked = first.request
     size = target_size(first.size, asked.hires_scale, asked.hires_width, asked.hires_height)
-    return {"size": size, "strength": asked.hires_strength or OWN_STRENGTHS.get(family.name, DEFAULT_STRENGTH)}
+    fewer = asked.hires_steps is None
+    return {
+        "size": size,
+        "fewer": fewer,
+        "strength": asked.hires_strength or OWN_STRENGTHS.get(family.name, DEFAULT_STRENGTH),
+    }
 
 
 def other_facts(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:
@@ -139,11 +147,11 @@ def placed(known_BCHW: Array, *, like: Array) -> Array:
 
 
 def windowed(denoiser: Denoiser, plan: Plan, at_once: int) -> Denoiser:
-    """The same in windows of the plan's size, which overlap by half; itself where the plan has none."""
+    """The same in windows of the plan's size, which overlap by a quarter; itself where the plan has none."""
     if not plan.window:
         return denoiser
     size = plan.window // CELL_PX
-    return tiled(denoiser, size=size, overlap=size // 2, batch=at_once)
+    return tiled(denoiser, size=size, overlap=size // 4, batch=at_once)
 
 
 def decode(runner: Runner, z_BCHW: Array, tile: int | None = None) -> np.ndarray:

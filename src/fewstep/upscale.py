@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from fewstep.backends.onnx_session import session_options
 from fewstep.errors import CheckpointError, RequestError
 from fewstep.hires import LATENT, upscaler_named
 from fewstep.sampling.tiles import blended
@@ -131,10 +132,10 @@ def _onnx(path: Path) -> tuple[Run, int | None]:
     """A graph as a function, and the one size it takes, if any."""
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options(ort)
+    options.enable_mem_reuse = True
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no common class
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"The upscaler '{path}' is no graph that can be read ({reason}). Get it anew.") from None

@@ -1,5 +1,7 @@
 """Windows, their shares, and that what is blended is what the whole would be."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ def test_windows_cover_and_overlap(length, overlap):
     starts = windows(length, 16, overlap)
     assert starts[0] == 0
     assert starts[-1] == max(0, length - 16)
-    assert all(0 < after - before <= 16 - overlap for before, after in zip(starts, starts[1:], strict=False))
+    assert all(0 < after - before <= 16 - overlap for before, after in pairwise(starts))
 
 
 @pytest.mark.parametrize("scale", [1, 8])
@@ -85,7 +87,7 @@ def test_each_item_keeps_its_timestep_in_every_window(batch, count):
 @pytest.mark.parametrize("size", [(80, 66), (53, 41), (40, 33), (20, 12)])
 @pytest.mark.parametrize("kind", [*KERNELS, *NEAREST])
 def test_resizes_are_pytorch_s(kind, size):
-    mode, _, antialias = kind.partition("-antialiased")
+    mode = kind.removesuffix("-antialiased")
     how = {} if kind in NEAREST else {"align_corners": False, "antialias": kind.endswith("antialiased")}
     wanted = F.interpolate(x_1CHW, size=size, mode=mode, **how)
     for found in (resize(x_1CHW, size, kind), torch.from_numpy(resize(x_1CHW.numpy(), size, kind))):
