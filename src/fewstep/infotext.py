@@ -20,6 +20,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from fewstep.errors import RequestError
+from fewstep.hires import hires_fields
 from fewstep.image import Source, open_any
 from fewstep.request import Request, request_of
 
@@ -184,7 +185,7 @@ def request_from_infotext(info: str | Infotext) -> Request:
         "schedule": settings.get("Timestep table") or settings.get("Schedule type", absent),
         "rng": "cpu" if settings.get("RNG", rng).upper() == "CPU" else "nv",
     }
-    return request_of(fields | {name: value for name, value in names.items() if value})
+    return request_of(fields | {name: value for name, value in names.items() if value} | hires_fields(settings))
 
 
 def _is_foreign(settings: Mapping[str, str]) -> bool:
@@ -199,6 +200,7 @@ _NUMBERS = (
     ("seed", "Seed", int),
     ("clip_skip", "Clip skip", int),
     ("ensd", "ENSD", int),
+    ("tile", "Tile", int),
 )
 
 

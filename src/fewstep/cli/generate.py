@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.cli.hires import add_hires_options, add_hires_pipeline, check_hires, hires_settings
 from fewstep.cli.options import (
     MODEL,
     add_model_options,
@@ -52,6 +53,7 @@ def register(subparsers: Any) -> None:
         "--lora", action="append", type=lora_choice, metavar="FILE[:WEIGHT]", help="LoRA; may be repeated"
     )
     add_shelf_options(parser)
+    add_hires_options(parser)
     parser.add_argument("--no-lora", action="store_true", help="without the embedded model's own few-step LoRA")
     parser.add_argument("--from", dest="source", type=Path, metavar="PICTURE", help="take its settings from this one")
     parser.add_argument("--grid", action="store_true", help="write one contact sheet instead of single pictures")
@@ -127,6 +129,7 @@ def _request(arguments: argparse.Namespace) -> tuple[Recalled | None, Request]:
     if arguments.no_lora and arguments.lora:
         raise RequestError("--no-lora and --lora were both given. --lora alone already replaces the model's own LoRA.")
     request = request_of(fields)
+    check_hires(arguments, request.hires)
     return recalled, request.replaced(seed=secrets.randbelow(SEED_COUNT)) if request.seed is None else request
 
 
@@ -151,7 +154,9 @@ def _load(arguments: argparse.Namespace, recalled: Recalled | None) -> Pipeline:
         dtype = recalled_dtype(recalled, choose(arguments.device).device) if dtype is None else dtype
     lora = False if arguments.no_lora else lora
     options = {**model_options(arguments), **shelf_options(arguments)}
-    return fewstep.load(model, lora=lora, device=arguments.device, dtype=dtype, **options)
+    pipe = fewstep.load(model, lora=lora, device=arguments.device, dtype=dtype, **options)
+    add_hires_pipeline(pipe, arguments, recalled)
+    return pipe
 
 
 def _differences(recalled: Recalled, plan: Plan, pipe: Pipeline) -> list[str]:
@@ -241,6 +246,7 @@ def _document(
     settings |= {"schedule": plan.table, "width": plan.size[0], "height": plan.size[1]}
     settings |= {"timesteps": list(plan.timesteps), "seed": plan.seed}
     settings |= {"strength": plan.strength if plan.image else None, "model": pipe.model.name}
+    settings |= hires_settings(plan)
     settings["loras"] = [{"name": lora.name, "weight": weight} for lora, weight in pipe.loras]
     return {
         "files": [str(path) for path in paths],
