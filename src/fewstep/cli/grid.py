@@ -27,8 +27,8 @@ from fewstep.errors import RequestError
 
 if TYPE_CHECKING:
     from fewstep.grid.cells import Grid
+    from fewstep.grid.easel import Painted
     from fewstep.grid.folder import Folder
-    from fewstep.grid.paint import Painted
 
 EXAMPLE = 'fewstep grid "a red apple, 3d" --x steps=1-8 --y guidance=1,1.5,2'
 NAMES = (
@@ -60,7 +60,7 @@ def register(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Paints what is missing and writes; returns the exit code."""
-    from fewstep.grid.paint import check
+    from fewstep.grid.easel import check
 
     grid, how = asked(arguments)
     parts = {name: how.pop(name) for name in ("base", "prediction")}
@@ -115,7 +115,7 @@ def _folder(arguments: argparse.Namespace, grid: Grid, how: dict[str, Any]) -> F
 
 
 def _paint(arguments: argparse.Namespace, folder: Folder, load: Any) -> None:
-    from fewstep.grid.paint import paint
+    from fewstep.grid.easel import paint
 
     cells = folder.missing()
     say = not arguments.quiet and not arguments.json

@@ -75,11 +75,12 @@ def add_request_options(parser: argparse.ArgumentParser, *, without: Collection[
             add_field(parser, name, spec)
 
 
-def add_field(parser: argparse.ArgumentParser, name: str, spec: Spec) -> None:
-    """One field of `Request` as an option."""
+def add_field(parser: argparse.ArgumentParser, name: str, spec: Spec, *, usual: Any = None) -> None:
+    """One field of `Request` as an option; `usual` is what the command takes where the request has no such default."""
     names = {"sampler": ", ".join(SAMPLERS), "schedule": ", ".join(("automatic", *TABLES))}
     limits = f" ({names.get(name, spec.limits())})" if spec.kind in ("whole", "number", "name") else ""
-    default = f" [{DEFAULTS[name]}]" if DEFAULTS.get(name) not in (None, "") else ""
+    usual = DEFAULTS.get(name) if usual is None else usual
+    default = "" if usual in (None, "") else f" [{usual}]"
     flags = dict.fromkeys([f"--{name.replace('_', '-')}", *spec.flags])
     metavar = {"whole": "N", "number": "X", "picture": "FILE", "text": "TEXT", "name": "NAME"}[spec.kind]
     kind, text = _type_of(spec), f"{spec.help}{limits}{default}".replace("%", "%%")

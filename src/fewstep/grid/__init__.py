@@ -11,8 +11,8 @@
 
 from fewstep.grid.axes import Axis
 from fewstep.grid.cells import Cell, Grid
-from fewstep.grid.paint import Painted, paint
+from fewstep.grid.contact import contact_sheet, shortened, table
+from fewstep.grid.easel import Painted, paint
 from fewstep.grid.setting import Setting
-from fewstep.grid.table import contact_sheet, shortened, table
 
 __all__ = ["Axis", "Cell", "Grid", "Painted", "Setting", "contact_sheet", "paint", "shortened", "table"]

@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class Axis:
         except RequestError as error:
             raise RequestError(f"Axis {name}: {error}") from None
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """The values as people read them, each another one: files by their names where these differ."""
         short, long = ([name(self.name, value) for value in self.values] for name in (_label, _text))

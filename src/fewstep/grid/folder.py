@@ -25,8 +25,8 @@ from fewstep.checkpoints.files import write_json, write_whole
 from fewstep.errors import FewstepError, OutputError
 from fewstep.grid.axes import FILES
 from fewstep.grid.cells import Cell, Grid
+from fewstep.grid.easel import Painted
 from fewstep.grid.page import Entry, page
-from fewstep.grid.paint import Painted
 from fewstep.grid.sheet import sheet
 from fewstep.image import save_image
 from fewstep.infotext import Infotext, Picture, parse, read, write

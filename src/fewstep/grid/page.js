@@ -17,9 +17,9 @@ function view(cell) {
   open = cell;
   show(cell);
   const image = button(cell).firstChild;
-  const facts = { labels: cell.labels.join(", "), size: image.naturalWidth + " × " + image.naturalHeight };
-  if (cell.ms !== null) facts.time = cell.ms + " ms";
-  $("facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) =>
+  const facts = [...cell.axes, ["picture", image.getAttribute("width") + " × " + image.getAttribute("height")]];
+  if (cell.ms !== null) facts.push(["time", cell.ms + " ms"]);
+  $("facts").replaceChildren(...facts.flatMap(([name, value]) =>
     [["dt", name], ["dd", value]].map(([tag, text]) => Object.assign(document.createElement(tag), { textContent: text }))));
   $("text").textContent = cell.text;
   $("file").href = cell.file;

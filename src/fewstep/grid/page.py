@@ -45,7 +45,8 @@ def page(grid: Grid, entries: Sequence[Entry], common: Sequence[str]) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     title = " × ".join(axis.name for axis in grid.axes)
-    data = json.dumps([_facts(entry) for entry in entries], ensure_ascii=False).replace("<", "\\u003c")
+    facts = [_facts(entry, [axis.name for axis in grid.axes]) for entry in entries]
+    data = json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -61,13 +62,14 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _facts(entry: Entry) -> dict[str, object]:
+def _facts(entry: Entry, names: Sequence[str]) -> dict[str, object]:
     """What the script knows of a cell; pictures are taken from the table."""
     cell = entry.cell
     return {
         "number": cell.number,
         "place": cell.place,
         "labels": cell.labels,
+        "axes": list(zip(names, cell.labels, strict=True)),
         "file": quote(entry.file),
         "text": entry.text,
         "ms": None if entry.ms is None else round(entry.ms),

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fewstep.grid.axes import Axis
 from fewstep.grid.cells import Grid
-from fewstep.grid.table import Font
+from fewstep.grid.contact import Font
 
 PAPER, INK, MUTED, LINE, HOLE, ALARM = "#f3f1ec", "#1c2230", "#5b6270", "#cfcbc2", "#e7e4dc", "#a52c18"
 MOST_PX = 40_000_000
@@ -99,7 +99,7 @@ class Layout:
         if self.grid.y is None:
             return self.gap
         lines = [self.grid.y.name, *(line for label in self.rows for line in label)]
-        return 2 * self.gap + math.ceil(max(self.font.getlength(line) for line in lines))
+        return 4 * self.gap + math.ceil(max(self.font.getlength(line) for line in lines))
 
     @property
     def head(self) -> int:
@@ -193,7 +193,7 @@ def _legend(draw: ImageDraw.ImageDraw, layout: Layout, z: int) -> None:
     if grid.x is not None:
         draw.text((left, top), grid.x.name, MUTED, layout.font)
     if grid.y is not None:
-        draw.text((layout.gap, top), grid.y.name, MUTED, layout.font)
+        draw.text((layout.gap, first - layout.gap // 2 - line), grid.y.name, MUTED, layout.font)
     for x, label in enumerate(layout.columns):
         _lines(draw, label, (layout.at((x, 0, z))[0], top + line + layout.gap // 2), line, layout.font, INK)
     for y, label in enumerate(layout.rows):
