@@ -92,6 +92,8 @@ def asked(arguments: argparse.Namespace) -> tuple[Grid, dict[str, Any]]:
     from fewstep.pipeline import lora_pairs
 
     axes = {side: Axis.parse(text) for side in "xyz" if (text := getattr(arguments, side)) is not None}
+    if arguments.prompt is None and (of_prompts := [axis for axis in axes.values() if axis.name == "prompt"]):
+        arguments.prompt = of_prompts[0].values[0]
     recalled, request = request_asked(arguments, example=EXAMPLE)
     how = loading_asked(arguments, recalled)
     model, vae, loras = (how.pop(name) for name in ("path", "vae", "lora"))

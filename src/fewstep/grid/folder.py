@@ -108,23 +108,26 @@ class Folder:
         text = self.table()
         write_whole(self.path / TABLE, lambda part: part.write_text(text, encoding="utf-8", newline=""))
         pictures = {number: _opened(file) for number, file in painted.items()}
-        image = sheet(self.grid, pictures, refusals=refusals, footer=footer(common))
+        lines = footer(common, self.grid)
+        image = sheet(self.grid, pictures, refusals=refusals, footer=lines)
         save_image(Picture.of(image, self.infotext()), self.path / SHEET)
         entries = [
             Entry(cell, pictures.get(cell.number), row.file, row.text, row.ms, row.refusal or cell.refusal)
             for cell in self.grid.cells()
             for row in [self.rows.get(cell.number, Row())]
         ]
-        made = page(self.grid, entries, footer(common))
+        made = page(self.grid, entries, lines)
         write_whole(self.path / PAGE, lambda part: part.write_text(made, encoding="utf-8"))
 
     def common(self) -> Infotext:
         """What all pictures have in common: the prompts, where they are the same, and settings."""
         infos = [row.info for row in self.rows.values() if row.file]
-        prompts = ({info.prompt for info in infos}, {info.negative_prompt for info in infos})
+        prompt, negative = {info.prompt for info in infos}, {info.negative_prompt for info in infos}
         same = set.intersection(*(set(info.settings.items()) for info in infos))
         settings = {key: value for key, value in infos[0].settings.items() if (key, value) in same}
-        return Infotext(*(texts.pop() if len(texts) == 1 else "" for texts in prompts), settings)
+        return Infotext(
+            prompt.pop() if len(prompt) == 1 else "", negative.pop() if len(negative) == 1 else "", settings
+        )
 
     def infotext(self) -> str:
         """What the sheet records: the first picture's settings, and the axes as A1111 names them."""
@@ -159,11 +162,12 @@ def file_name(cell: Cell) -> str:
     return f"{PICTURES}/{cell.number:03d}-{words}.png" if words else f"{PICTURES}/{cell.number:03d}.png"
 
 
-def footer(common: Infotext) -> list[str]:
-    """What all pictures have in common, as lines."""
+def footer(common: Infotext, grid: Grid) -> list[str]:
+    """What all pictures have in common, as lines; of prompts in which words are replaced, the one that was given."""
+    given = "" if "prompt" in [axis.name for axis in grid.axes] else grid.base.request.prompt
     settings = ", ".join(f"{key}: {value}" for key, value in common.settings.items())
     negative = f"Negative prompt: {common.negative_prompt}" if common.negative_prompt else ""
-    return [line for line in (common.prompt, negative, settings) if line]
+    return [line for line in (common.prompt or given, negative, settings) if line]
 
 
 def identity(grid: Grid, how: Mapping[str, Any]) -> dict[str, Any]:

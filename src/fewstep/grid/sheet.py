@@ -193,7 +193,7 @@ def _legend(draw: ImageDraw.ImageDraw, layout: Layout, z: int) -> None:
     if grid.x is not None:
         draw.text((left, top), grid.x.name, MUTED, layout.font)
     if grid.y is not None:
-        draw.text((layout.gap, first - layout.gap // 2 - line), grid.y.name, MUTED, layout.font)
+        draw.text((layout.gap, first - layout.gap - line), grid.y.name, MUTED, layout.font)
     for x, label in enumerate(layout.columns):
         _lines(draw, label, (layout.at((x, 0, z))[0], top + line + layout.gap // 2), line, layout.font, INK)
     for y, label in enumerate(layout.rows):
