@@ -218,3 +218,12 @@ def test_prompts_as_an_axis_need_no_other(here, model, loads):
     assert [parse(read(path) or "").prompt for path in sorted((here / "g" / "pictures").iterdir())] == [
         *("a cat", "a dog, asleep")
     ]
+
+
+def test_the_help_names_the_usual_numbers(capsys):
+    from fewstep.grid.cells import MOST_CELLS
+    from fewstep.grid.variants import COUNT
+
+    for command, number in (("grid", MOST_CELLS), ("variants", COUNT)):
+        assert main([command, "--help"]) == 0
+        assert f"[{number}]" in capsys.readouterr().out

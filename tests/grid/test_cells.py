@@ -101,6 +101,7 @@ def test_search_and_replace_is_done_at_once_in_both_prompts():
     assert (request.prompt, request.negative_prompt) == ("a snow apple in red", "red, blur")
     assert request_with('prompt-sr=" red",""').prompt == "a apple in snow"
     assert request_with("prompt-sr=red,(red)").prompt == "a (red) apple in snow"
+    assert request_with("prompt-sr=red,blue", "prompt-sr=red apple,pear").prompt == "a pear in snow"
     assert request_with("prompt-order=red,snow").prompt == "a snow apple in red"
     assert request_with("prompt=red,red pear", "prompt-sr=red,blue").prompt == "blue pear"
 
@@ -123,8 +124,9 @@ def test_weights_of_loras():
     picked = setting_of(given, [Axis.parse("lora:*=2"), Axis.parse("lora=owl:0.5")], [2.0, ("owl", 0.5)])
     assert picked.all_loras == (*given.all_loras, ("owl", 2.0))
     assert Setting(Request("a"), model="x").all_loras == ()
-    names = [str(path) for path, _ in setting_of(given, [Axis.parse("lora:owl=2")] * 0, []).all_loras]
-    assert names == ["d/ink.safetensors", "fox"]
+    both = setting_of(given, [Axis.parse("lora:ink=2"), Axis.parse("lora=owl:0.5")], [2.0, ("owl", 0.5)])
+    assert both.all_loras == (("d/ink.safetensors", 2.0), ("fox", 0.5), ("owl", 0.5))
+    assert setting_of(both, [Axis.parse("lora:owl=3")], [3.0]).picked == ("owl", 3.0)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,16 @@ def test_labels_tell_files_apart():
 
 
 # ---------------------------------------------------------------- painting
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(("model", "prompt", "steps"))))
+def test_what_is_dear_changes_least(names):
+    axes = {"model": "model=one,two,three", "prompt": "prompt=a,b", "steps": "steps=1-4"}
+    base = Setting(Request("a"), loras=())
+    order = Grid(base, *(Axis.parse(axes[name]) for name in names)).painting_order()
+    seen = [(cell.setting.model, cell.setting.request.prompt) for cell in order]
+    assert sum(one[0] != other[0] for one, other in itertools.pairwise(seen)) == 2
+    assert sum(one != other for one, other in itertools.pairwise(seen)) == 5
 
 
 @pytest.fixture(scope="module")

@@ -50,6 +50,8 @@ def test_legends_are_written_outside_the_pictures():
         left, top = layout.at(cell.place)
         assert len(image.crop((left, top, left + 64, top + 48)).getcolors()) == 1
     left, top = layout.at((0, 0, 1))
+    assert layout.at((0, 0, 0))[1] >= layout.head
+    assert top - (layout.at((0, 1, 0))[1] + 48) >= layout.head
     above, beside = image.crop((left, top - layout.head, image.width, top)), image.crop((0, top, left, image.height))
     assert above.convert("L").getextrema()[0] < 90
     assert beside.convert("L").getextrema()[0] < 90
@@ -113,8 +115,9 @@ def made(grid, **facts):
     return page(grid, entries, [EVIL])
 
 
-def test_the_page_asks_for_nothing_and_runs_only_its_own_script():
-    text = made(grid_of("xz", y=f'prompt-sr=cat,"{EVIL.replace(chr(34), chr(34) * 2)}"'))
+@pytest.mark.parametrize("side", ["x", "y", "z"])
+def test_the_page_asks_for_nothing_and_runs_only_its_own_script(side):
+    text = made(grid_of("xyz".replace(side, ""), **{side: f'prompt-sr=cat,"{EVIL.replace(chr(34), chr(34) * 2)}"'}))
     markup = re.sub(r"<style>.*?</style>|<script[^>]*>.*?</script>", "", text, flags=re.DOTALL)
     assert not re.findall(r'(?:src|href|action|data)="(?!data:image/webp;base64,)', markup)
     assert len(re.findall(r"<script", text)) == 2
