@@ -365,12 +365,15 @@ def load(
     **parts: Any,
 ) -> Pipeline:
     """See `fewstep.load`; `parts` are its base, vae and prediction."""
+    lora_pairs(lora)
+    model = open_model(path, device=device, dtype=dtype, by_torch=bool(_sources(embeddings)), **parts)
+    own = own_loras(path) if lora is None else lora
+    return Pipeline(model, own, lora_folder=lora_folder, embeddings=embeddings)
+
+
+def own_loras(path: str | Path | None) -> list[tuple[LoraPath, float]]:
+    """The LoRAs that a model brings when none are asked for: the embedded model (None) its own few-step LoRA."""
     from fewstep.checkpoints.description import assets_path
 
-    lora_pairs(lora)
-    wants_torch = bool(_sources(embeddings))
-    model = open_model(path, device=device, dtype=dtype, by_torch=wants_torch, **parts)
     own = assets_path() / "lcm-lora.safetensors"
-    if lora is None and path is None and own.is_file():
-        lora = own
-    return Pipeline(model, lora, lora_folder=lora_folder, embeddings=embeddings)
+    return [(own, 1.0)] if path is None and own.is_file() else []

@@ -223,6 +223,31 @@ def request_of(fields: Mapping[str, Any]) -> Request:
     return Request(**fields).validated()
 
 
+def checked(name: str, value: Any) -> Any:
+    """One field's value as `Request.validated` would have it, whatever the other fields say.
+
+    >>> checked("steps", 4), checked("rng", "NV")
+    (4, 'nv')
+
+    Raises:
+        RequestError: the value is not allowed.
+    """
+    return _checked(name, SPECS[name], value)
+
+
+def lora_choice(text: str) -> tuple[str, float]:
+    """`ink.safetensors:0.6` as (path, weight); without a weight it is 1.
+
+    >>> lora_choice("ink.safetensors:0.6"), lora_choice("ink.safetensors")
+    (('ink.safetensors', 0.6), ('ink.safetensors', 1.0))
+    """
+    path, colon, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0
+
+
 def schema() -> dict[str, Any]:
     """The request as a JSON schema, for HTTP doors and documentation; pictures are left to each door."""
     kinds = {"text": "string", "name": "string", "whole": "integer", "number": "number"}

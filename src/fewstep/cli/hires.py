@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.options import MODEL, lora_choice
+from fewstep.cli.options import MODEL
 from fewstep.errors import CheckpointError, RequestError
+from fewstep.request import lora_choice
 
 if TYPE_CHECKING:
     from fewstep.cli.recall import Recalled

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.options import MODEL, add_model_options, check_new, lora_choice, model_options
+from fewstep.cli.options import MODEL, add_model_options, check_new, model_options
 from fewstep.cli.output import check_outputs
 from fewstep.errors import RequestError
 from fewstep.hires import DEFAULT_UPSCALER, LATENT, PIXEL, SIDE_LIMIT_PX, target_size, upscaler_named
-from fewstep.request import SEED_COUNT, SPECS, Request, request_of
+from fewstep.request import SEED_COUNT, SPECS, Request, lora_choice, request_of
 
 if TYPE_CHECKING:
     from typing import Any
