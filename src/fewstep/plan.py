@@ -28,7 +28,8 @@ AUTOMATIC = "automatic"
 """The schedule that A1111 takes for a sampler by itself."""
 
 WHOLE = 2
-"""Times the model's own size, up to which a picture is painted as a whole."""
+"""Times the model's own size, up to which a picture is painted as a whole, and the size of windows above it: in
+windows of once that size each paints the whole prompt (docs/log.md, "Tiles")."""
 
 IMAGE_STRENGTH = 0.6
 """Of a start picture without mask, when none is asked for; with a mask it is 1."""
@@ -177,10 +178,6 @@ def plan_of(
     sampler, table = _sampler(request, defaults)
     image, mask = _pictures(request)
     size = size or _size(request, image, defaults.size_px)
-    steps = sampling.steps if request.steps is None else request.steps
-    among: Any = {"strength": strength, "schedule": defaults.schedule, "origin_steps": sampling.origin_steps}
-    steps = min(steps, available(table, **among)) if fewer else steps
-    times = timesteps(table, steps, **among, discard=sampler.discard)
     guidance = float(sampling.guidance if request.guidance is None else request.guidance)
     return Plan(
         request=request,
@@ -189,7 +186,7 @@ def plan_of(
         sampler=sampler,
         table=table,
         origin_steps=sampling.origin_steps,
-        timesteps=times,
+        timesteps=_times(request, defaults, (sampler, table), strength, fewer),
         guidance=guidance,
         embedded=defaults.embedded,
         seed=secrets.randbelow(SEED_COUNT) if request.seed is None else request.seed,
@@ -215,6 +212,16 @@ def _sampler(request: Request, defaults: Defaults) -> tuple[Sampler, str]:
     return sampler, f"{table}_xl" if table == "align_your_steps" and defaults.xl else table
 
 
+def _times(
+    request: Request, defaults: Defaults, chosen: tuple[Sampler, str], strength: float, fewer: bool
+) -> tuple[float, ...]:
+    (sampler, table), sampling = chosen, defaults.sampling
+    steps = sampling.steps if request.steps is None else request.steps
+    among: Any = {"strength": strength, "schedule": defaults.schedule, "origin_steps": sampling.origin_steps}
+    steps = min(steps, available(table, **among)) if fewer else steps
+    return timesteps(table, steps, **among, discard=sampler.discard)
+
+
 def _hashes(image: Image.Image | None, mask: Image.Image | None) -> dict[str, str]:
     given = {IMAGE_HASH: image, MASK_HASH: mask}
     return {key: content_hash(picture) for key, picture in given.items() if picture is not None}
@@ -235,7 +242,7 @@ def _window(tile: int | None, size: tuple[int, int], size_px: int, *, known: boo
     noise alone every window would paint the whole prompt.
     """
     if tile is None:
-        tile = size_px if known and size[0] * size[1] > (WHOLE * size_px) ** 2 else 0
+        tile = WHOLE * size_px if known and size[0] * size[1] > (WHOLE * size_px) ** 2 else 0
     return tile if tile and max(size) > tile else 0
 
 
