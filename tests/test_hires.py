@@ -74,8 +74,7 @@ def test_latent_upscalers_stay_among_the_latents(pipe, upscaler, monkeypatch):
     assert (z0 - steps[2].z0).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("steps", range(1, 9))
-@pytest.mark.parametrize("strength", [0.2, 1.0])
+@pytest.mark.parametrize(("steps", "strength"), zip(range(1, 9), (0.2, 1.0) * 4, strict=True))
 def test_steps_are_evaluations_in_both_passes(pipe, steps, strength):
     request = Request("a", **HOW, hires_scale=1, hires_steps=steps, hires_strength=strength)
     found = list(pipe.steps(request))
@@ -86,9 +85,9 @@ def test_steps_are_evaluations_in_both_passes(pipe, steps, strength):
 
 def test_steps_that_nobody_asked_for_are_as_many_as_the_strength_has(pipe):
     how = HOW | {"steps": 8, "hires_scale": 2}
-    assert len(pipe.plan(Request("a", **how)).hires.timesteps) == 5
+    assert len(pipe.plan(Request("a", **how)).hires.timesteps) == 3
     assert len(pipe.plan(Request("a", **how, hires_strength=0.5)).hires.timesteps) == 8
-    with pytest.raises(RequestError, match="8 steps at strength 0.1 need 8"):
+    with pytest.raises(RequestError, match="8 steps at strength 0.06 need 8"):
         pipe.plan(Request("a", **how, hires_steps=8))
 
 
@@ -292,7 +291,7 @@ def test_large_pictures_are_decoded_in_tiles_by_themselves(pipe, monkeypatch):
 
 def test_windows_are_painted_by_themselves_only_far_above_the_model_s_size(pipe):
     plans = {scale: pipe.plan(Request("a", **HOW, hires_scale=scale)).hires.window for scale in (1, 2, 2.5, 4)}
-    assert plans == {1: 0, 2: 0, 2.5: 64, 4: 64}
+    assert plans == {1: 0, 2: 0, 2.5: 128, 4: 128}
     assert pipe.plan(Request("a", **HOW, width=512, height=512)).window == 0
     assert pipe.plan(Request("a", **HOW, width=512, height=64, tile=128)).window == 128
     assert pipe.plan(Request("a", **HOW, hires_scale=4, tile=0)).hires.window == 0
@@ -300,13 +299,13 @@ def test_windows_are_painted_by_themselves_only_far_above_the_model_s_size(pipe)
 
 
 def test_a_window_as_large_as_the_picture_changes_nothing(pipe):
-    how = HOW | {"hires_scale": 1.5}
+    how = HOW | {"hires_scale": 1.5, "hires_steps": 1}
     assert furthest(pipe("a cat", **how, tile=96), pipe("a cat", **how)) == 0
     assert furthest(pipe("a cat", **how, tile=64), pipe("a cat", **how)) > 0
 
 
 def test_windows_in_batches_are_the_same(pipe):
-    how = HOW | {"hires_scale": 2, "tile": 64, "hires_guidance": 2.0, "hires_steps": 1}
+    how = HOW | {"hires_scale": 1.5, "tile": 64, "hires_guidance": 2.0, "hires_steps": 1}
     assert furthest(Pipeline(pipe.model, batch=4)("a cat", **how), pipe("a cat", **how)) <= 2
 
 
@@ -353,12 +352,11 @@ def test_a_mask_excludes_a_second_pass():
 def test_tiles_of_the_embedded_autoencoder_leave_no_seam():
     """Steps of brightness across the tiles' borders against all others; tiles see less, so the tone may move a bit."""
     pipe = fewstep.load(device="cpu")
-    picture = pipe("a cat on a beach", seed=1).resize((384, 384), Image.Resampling.LANCZOS)
+    picture = pipe("a cat on a beach", seed=1).resize((256, 256), Image.Resampling.LANCZOS)
     z = pipe.runner.encode(np.asarray(picture)[None])
-    tiled = blended(lambda part: pipe.runner.decode(part).transpose(0, 3, 1, 2), z, size=24, overlap=8, scale=8)
+    tiled = blended(lambda part: pipe.runner.decode(part).transpose(0, 3, 1, 2), z, size=16, overlap=8, scale=8)
     steps = np.abs(np.diff(tiled[0].mean(axis=0), axis=1)).mean(axis=0)
-    starts = (0, 12, 24)
-    borders = [8 * start - 1 for start in starts[1:]] + [8 * (start + 24) - 1 for start in starts[:-1]]
+    borders = [8 * start - 1 for start in (8, 16, 16, 24)]
     rest = np.delete(steps, borders)
     assert steps[borders].mean() < rest.mean() + rest.std()
     whole = pipe.runner.decode(z)[0].transpose(2, 0, 1)

@@ -35,7 +35,7 @@ DEFAULT_UPSCALER = "Lanczos"
 DEFAULT_STRENGTH = 0.4
 """For a pixel upscaler. Those of latents leave a blur that wants more (A1111's default, for them, is 0.7)."""
 
-OWN_STRENGTHS = {"pictogram": 0.1}
+OWN_STRENGTHS = {"pictogram": 0.06}
 """By family: the embedded model has seen one size only, and above this it composes anew (docs/log.md, "Hires")."""
 
 _ALIASES = {"latent (bilinear)": "Latent"}

@@ -29,7 +29,8 @@ AUTOMATIC = "automatic"
 """The schedule that A1111 takes for a sampler by itself."""
 
 WHOLE = 2
-"""Times the model's own size, up to which a picture is painted as a whole."""
+"""Times the model's own size, up to which a picture is painted as a whole, and the size of windows above it: in
+windows of once that size each paints the whole prompt (docs/log.md, "Tiles")."""
 
 IMAGE_STRENGTH = 0.6
 """Of a start picture without mask, when none is asked for; with a mask it is 1."""
@@ -181,8 +182,12 @@ def plan_of(request: Request, defaults: Defaults, later: Later | None = None) ->
     sampling, strength = defaults.sampling, (later and later.strength) or _strength(request)
     sampler, table = _sampler(request, defaults)
     image, mask = _pictures(request)
+<<<<<<< HEAD
     size = later.size if later else _size(request, image, defaults.size_px)
     times = _times(request, defaults, sampler, table, strength, fewer=bool(later and later.fewer))
+=======
+    size = size or _size(request, image, defaults.size_px)
+>>>>>>> hires
     guidance = float(sampling.guidance if request.guidance is None else request.guidance)
     found = stages(words, request.negative_prompt, len(times), done=later.done if later else 0)
     return Plan(
@@ -192,7 +197,7 @@ def plan_of(request: Request, defaults: Defaults, later: Later | None = None) ->
         sampler=sampler,
         table=table,
         origin_steps=sampling.origin_steps,
-        timesteps=times,
+        timesteps=_times(request, defaults, (sampler, table), strength, fewer),
         guidance=guidance,
         embedded=defaults.embedded,
         seed=secrets.randbelow(SEED_COUNT) if request.seed is None else request.seed,
@@ -228,6 +233,16 @@ def _sampler(request: Request, defaults: Defaults) -> tuple[Sampler, str]:
     return sampler, f"{table}_xl" if table == "align_your_steps" and defaults.xl else table
 
 
+def _times(
+    request: Request, defaults: Defaults, chosen: tuple[Sampler, str], strength: float, fewer: bool
+) -> tuple[float, ...]:
+    (sampler, table), sampling = chosen, defaults.sampling
+    steps = sampling.steps if request.steps is None else request.steps
+    among: Any = {"strength": strength, "schedule": defaults.schedule, "origin_steps": sampling.origin_steps}
+    steps = min(steps, available(table, **among)) if fewer else steps
+    return timesteps(table, steps, **among, discard=sampler.discard)
+
+
 def _hashes(image: Image.Image | None, mask: Image.Image | None) -> dict[str, str]:
     given = {IMAGE_HASH: image, MASK_HASH: mask}
     return {key: content_hash(picture) for key, picture in given.items() if picture is not None}
@@ -248,7 +263,7 @@ def _window(tile: int | None, size: tuple[int, int], size_px: int, *, known: boo
     noise alone every window would paint the whole prompt.
     """
     if tile is None:
-        tile = size_px if known and size[0] * size[1] > (WHOLE * size_px) ** 2 else 0
+        tile = WHOLE * size_px if known and size[0] * size[1] > (WHOLE * size_px) ** 2 else 0
     return tile if tile and max(size) > tile else 0
 
 

@@ -149,7 +149,7 @@ class Request:
     hires_strength: float | None = _field(
         Spec(
             "number",
-            "second pass: how much to paint anew; 0.4 when not given, 0.1 by the embedded model",
+            "second pass: how much to paint anew; 0.4 when not given, 0.06 by the embedded model",
             above=0,
             high=1,
         ),
@@ -166,7 +166,10 @@ class Request:
         Spec("text", "second pass: the negative prompt, if another", high=PROMPT_LIMIT), ""
     )
     tile: int | None = _field(
-        Spec("whole", _TILE, 0, 4096, multiple=8, hint="0 is never; usual is the model's own size, such as 512."), None
+        Spec(
+            "whole", _TILE, 0, 4096, multiple=8, hint="0 is never; usual is twice the model's own size, such as 1024."
+        ),
+        None,
     )
 
     def validated(self) -> Request:

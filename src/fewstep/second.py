@@ -141,11 +141,11 @@ def placed(known_BCHW: Array, *, like: Array) -> Array:
 
 
 def windowed(denoiser: Denoiser, plan: Plan, at_once: int) -> Denoiser:
-    """The same in windows of the plan's size, which overlap by a quarter; itself where the plan has none."""
+    """The same in windows of the plan's size, which overlap by half; itself where the plan has none."""
     if not plan.window:
         return denoiser
     size = plan.window // CELL_PX
-    return tiled(denoiser, size=size, overlap=size // 4, batch=at_once)
+    return tiled(denoiser, size=size, overlap=size // 2, batch=at_once)
 
 
 def decode(runner: Runner, z_BCHW: Array, tile: int | None = None) -> np.ndarray:

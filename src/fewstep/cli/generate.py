@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fewstep
 from fewstep.cli.hires import add_hires_options, add_hires_pipeline, check_hires, hires_settings
 from fewstep.cli.options import (
     add_loading_options,
