@@ -182,12 +182,8 @@ def plan_of(request: Request, defaults: Defaults, later: Later | None = None) ->
     sampling, strength = defaults.sampling, (later and later.strength) or _strength(request)
     sampler, table = _sampler(request, defaults)
     image, mask = _pictures(request)
-<<<<<<< HEAD
     size = later.size if later else _size(request, image, defaults.size_px)
     times = _times(request, defaults, sampler, table, strength, fewer=bool(later and later.fewer))
-=======
-    size = size or _size(request, image, defaults.size_px)
->>>>>>> hires
     guidance = float(sampling.guidance if request.guidance is None else request.guidance)
     found = stages(words, request.negative_prompt, len(times), done=later.done if later else 0)
     return Plan(
@@ -197,7 +193,7 @@ def plan_of(request: Request, defaults: Defaults, later: Later | None = None) ->
         sampler=sampler,
         table=table,
         origin_steps=sampling.origin_steps,
-        timesteps=_times(request, defaults, (sampler, table), strength, fewer),
+        timesteps=times,
         guidance=guidance,
         embedded=defaults.embedded,
         seed=secrets.randbelow(SEED_COUNT) if request.seed is None else request.seed,
@@ -231,16 +227,6 @@ def _sampler(request: Request, defaults: Defaults) -> tuple[Sampler, str]:
         table = (plain and sampler.automatic) or sampler.table
     table = table_named(table)
     return sampler, f"{table}_xl" if table == "align_your_steps" and defaults.xl else table
-
-
-def _times(
-    request: Request, defaults: Defaults, chosen: tuple[Sampler, str], strength: float, fewer: bool
-) -> tuple[float, ...]:
-    (sampler, table), sampling = chosen, defaults.sampling
-    steps = sampling.steps if request.steps is None else request.steps
-    among: Any = {"strength": strength, "schedule": defaults.schedule, "origin_steps": sampling.origin_steps}
-    steps = min(steps, available(table, **among)) if fewer else steps
-    return timesteps(table, steps, **among, discard=sampler.discard)
 
 
 def _hashes(image: Image.Image | None, mask: Image.Image | None) -> dict[str, str]:
