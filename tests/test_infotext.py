@@ -7,8 +7,7 @@ from PIL import Image
 
 from fewstep.errors import RequestError
 from fewstep.image import save_image
-from fewstep.infotext import Infotext, Picture, parse, read, request_from_infotext, write
-from fewstep.plan import number_text
+from fewstep.infotext import Infotext, Picture, number_text, parse, read, request_from_infotext, write
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
 NASTY = st.text(st.sampled_from('a ",:\n\\{}é龍\u2028\x85\r\t'), max_size=30)
@@ -69,7 +68,7 @@ def test_a_forge_text():
         ("Timestep table: trailing, RNG: CPU, Version: fewstep 0.1.0", ("trailing", "cpu", 0)),
         ("Model: x, Version: v1.6.0", ("Automatic", "nv", 0)),
         ("Model: x, RNG: GPU, Version: v1.6.0", ("Automatic", "nv", 0)),
-        ("Model: x", (None, "cpu", 0)),
+        ("Model: x", ("Automatic", "nv", 0)),
     ],
 )
 def test_the_schedule_and_the_noise_of_a_picture(settings, expected):

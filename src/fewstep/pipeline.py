@@ -190,13 +190,14 @@ class Pipeline:
     def _model_hash(self) -> str:
         return self.model.content_hash
 
-    def facts(self) -> dict[str, str]:
-        """What every picture of this pipeline records beside its plan."""
+    def facts(self, tags: Sequence[LoraTag] = ()) -> dict[str, str]:
+        """What every picture of this pipeline records beside its plan; `tags` are those of its prompt."""
+        used = [lora for lora, strength in self._with_tags(tags) if strength.unet or strength.text]
         return {
             "Model hash": self._model_hash,
             "Model": self.model.name,
-            "Loras": ", ".join(f"{lora.name}: {number_text(weight)}" for lora, weight in self.loras),
-            "Lora hashes": ", ".join(f"{lora.name}: {lora.hash[:12]}" for lora, _ in self.loras),
+            "Loras": ", ".join(f"{lora.name}: {number_text(weight)}" for lora, weight in self.loras if weight),
+            "Lora hashes": ", ".join(f"{lora.name}: {lora.short_hash}" for lora in used),
             "Device": self.model.device.split(":")[0],
             "Precision": str(self.model.dtype).removeprefix("torch."),
             "Version": f"fewstep {__version__}",
@@ -206,7 +207,7 @@ class Pipeline:
         images = [Image.fromarray(pixels_HWC) for pixels_HWC in self.runner.decode(z_BCHW)]
         if plan.image is not None and plan.mask is not None:
             images = [paste_back(image, plan.image, plan.mask) for image in images]
-        facts = self.facts()
+        facts = self.facts(plan.tags)
         texts = [write(plan.infotext(first + offset, facts)) for offset in range(len(images))]
         return [Picture.of(image, text) for image, text in zip(images, texts, strict=True)]
 

@@ -9,7 +9,6 @@ Beside the folder's own files, `fewstep.json` (or "_fewstep" in model_index.json
 {"sampler": "lcm", "steps": 4, "guidance": 1.0, "table": "linspace-lcm", "origin_steps": 50}, each key optional.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from fewstep import device as devices
 from fewstep.checkpoints import folder as folders
 from fewstep.checkpoints.complete import describe_model
 from fewstep.checkpoints.description import Description, Sampling, assets_path, schedule_from
+from fewstep.checkpoints.search import model_hash
 from fewstep.errors import CheckpointError
 from fewstep.models.family import Family
 from fewstep.models.text import TextEncoder
@@ -54,13 +54,7 @@ class Model:
     @cached_property
     def content_hash(self) -> str:
         """First 10 hexadecimal digits of the SHA-256 of the UNet's files, or the single file; made when asked for."""
-        digest = hashlib.sha256()
-        whole = self.path.is_file()
-        for path in [self.path] if whole else folders.weight_files(self.path / "unet", folders.PARTS["unet"]):
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()[:10]
+        return model_hash(self.path)
 
 
 def load_model(

@@ -38,7 +38,9 @@ def register(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     _add_request_options(parser)
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="png, jpg or webp; named by the prompt if none")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="png, jpg, webp or avif; named by the prompt if none"
+    )
     parser.add_argument("--model", metavar="PATH", help=f"{MODEL}; the embedded model if absent")
     add_model_options(parser)
     parser.add_argument(
@@ -46,6 +48,9 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--no-lora", action="store_true", help="without the embedded model's own few-step LoRA")
     parser.add_argument("--from", dest="source", type=Path, metavar="PICTURE", help="take its settings from this one")
+    parser.add_argument(
+        *("--look-in",), action="append", type=Path, metavar="FOLDER", help="where models and LoRAs of --from may be"
+    )
     parser.add_argument("--grid", action="store_true", help="write one contact sheet instead of single pictures")
     parser.add_argument("--preview", type=Path, metavar="FOLDER", help="also write what each step sees here")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; chosen if absent")
@@ -98,6 +103,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         _say_notes(notes, pipe.notes if arguments.verbose else ())
     pictures = _paint(arguments, pipe, plan, paths)
+    notes += (unsaid := _not_carried(paths, pictures))
+    if not arguments.quiet:
+        _say_notes(unsaid, ())
     timings = {"load_s": loaded - started, "generate_s": time.perf_counter() - loaded}
     if arguments.json:
         print(json.dumps(_document(pipe, plan, paths, pictures, timings, notes), ensure_ascii=False, indent=2))
@@ -111,7 +119,11 @@ def _request(arguments: argparse.Namespace) -> tuple[Recalled | None, Request]:
     from fewstep.cli.recall import merged, recall
 
     fields = {name: getattr(arguments, name) for name in SPECS if getattr(arguments, name) is not None}
-    recalled = None if arguments.source is None else recall(arguments.source)
+    recalled = (
+        None
+        if arguments.source is None
+        else recall(arguments.source, look_in=arguments.look_in or (), model=arguments.model)
+    )
     if recalled is not None:
         fields = merged(recalled, fields)
     if "prompt" not in fields:
@@ -133,22 +145,24 @@ def _opened(request: Request) -> Request:
 def _load(arguments: argparse.Namespace, recalled: Recalled | None) -> Pipeline:
     import fewstep
 
-    model, lora, dtype = arguments.model, arguments.lora, arguments.dtype
+    model, lora, dtype, parts = arguments.model, arguments.lora, arguments.dtype, model_options(arguments)
     if recalled is not None:
-        from fewstep.cli.recall import recalled_dtype, recalled_loras, recalled_model
+        from fewstep.cli.recall import recalled_dtype, recalled_loras, recalled_model, recalled_vae
         from fewstep.device import choose
 
         model = recalled_model(recalled) if model is None else model
-        lora = recalled_loras(recalled) if lora is None else lora
+        lora = recalled_loras(recalled, False if arguments.no_lora else lora)
+        parts["vae"] = parts["vae"] or recalled_vae(recalled)
         dtype = recalled_dtype(recalled, choose(arguments.device).device) if dtype is None else dtype
-    lora = False if arguments.no_lora else lora
-    return fewstep.load(model, lora=lora, device=arguments.device, dtype=dtype, **model_options(arguments))
+    elif arguments.no_lora:
+        lora = False
+    return fewstep.load(model, lora=lora, device=arguments.device, dtype=dtype, **parts)
 
 
 def _differences(recalled: Recalled, plan: Plan, pipe: Pipeline) -> list[str]:
     from fewstep.cli.recall import differences
 
-    return differences(recalled, plan, pipe.facts())
+    return differences(recalled, plan, pipe.facts(plan.tags))
 
 
 def _paint(arguments: argparse.Namespace, pipe: Pipeline, plan: Plan, paths: list[Path]) -> list[Picture]:
@@ -171,6 +185,15 @@ def _paint(arguments: argparse.Namespace, pipe: Pipeline, plan: Plan, paths: lis
     if arguments.grid:
         save_image(_sheet(plan, pictures), paths[0])
     return pictures
+
+
+def _not_carried(paths: list[Path], pictures: list[Picture]) -> list[str]:
+    """A note where a file's format had no room for the settings of its picture."""
+    from fewstep.image import format_of
+    from fewstep.infotext import PNG_KEY, no_room
+
+    notes = (no_room(picture.info[PNG_KEY], format_of(path)) for path, picture in zip(paths, pictures, strict=False))
+    return [*dict.fromkeys(filter(None, notes))]
 
 
 def _write_preview(folder: Path, names: list[Path], step: PictureStep) -> None:
