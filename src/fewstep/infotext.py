@@ -272,7 +272,7 @@ def read_texts(source: Source) -> dict[str, str]:
         found["xmp"] = packet.decode("utf-8", "replace")
     try:
         exif = image.getexif()
-        comment = exif.get_ifd(_EXIF_FOLDER).get(_USER_COMMENT)
+        comment = exif.get_ifd(_EXIF_FOLDER).get(_USER_COMMENT) or exif.get(_USER_COMMENT)  # Fooocus: outside
         found |= {name: exif[tag] for tag, name in _EXIF_TEXTS.items() if isinstance(exif.get(tag), str)}
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):  # the block is damaged
         comment = None

@@ -20,6 +20,7 @@ from PIL import Image
 
 from fewstep import __version__
 from fewstep.checkpoints.lora_apply import Strength
+from fewstep.checkpoints.search import file_hash
 from fewstep.errors import LoraError, RequestError
 from fewstep.image import mask_cells, paste_back
 from fewstep.infotext import Picture, write
@@ -190,14 +191,20 @@ class Pipeline:
     def _model_hash(self) -> str:
         return self.model.content_hash
 
+    @cached_property
+    def _vae(self) -> dict[str, str]:
+        path = self.model.vae_path
+        return {} if path is None else {"VAE hash": file_hash(path)[:10] if path.is_file() else "", "VAE": path.name}
+
     def facts(self, tags: Sequence[LoraTag] = ()) -> dict[str, str]:
         """What every picture of this pipeline records beside its plan; `tags` are those of its prompt."""
-        used = [lora for lora, strength in self._with_tags(tags) if strength.unet or strength.text]
+        used = sorted((lora.name, lora.short_hash) for lora, how in self._with_tags(tags) if how.unet or how.text)
         return {
             "Model hash": self._model_hash,
             "Model": self.model.name,
+            **self._vae,
             "Loras": ", ".join(f"{lora.name}: {number_text(weight)}" for lora, weight in self.loras if weight),
-            "Lora hashes": ", ".join(f"{lora.name}: {lora.short_hash}" for lora in used),
+            "Lora hashes": ", ".join(f"{name}: {digest}" for name, digest in used),
             "Device": self.model.device.split(":")[0],
             "Precision": str(self.model.dtype).removeprefix("torch."),
             "Version": f"fewstep {__version__}",

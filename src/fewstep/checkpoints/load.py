@@ -51,6 +51,9 @@ class Model:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What a single file said of itself, to be kept when it is written again."""
 
+    vae_path: Path | None = None
+    """Where the VAE is from, if not from `path`."""
+
     @cached_property
     def content_hash(self) -> str:
         """First 10 hexadecimal digits of the SHA-256 of the UNet's files, or the single file; made when asked for."""
@@ -118,7 +121,14 @@ def _load(found: Description, device: str, dtype: torch.dtype | None, reason: st
         notes=(f"{family}, {family.size_px} px", reason, *notes, *found.notes, found.why),
         configs=configs,
         metadata=found.metadata,
+        vae_path=_lent_vae(found),
     )
+
+
+def _lent_vae(found: Description) -> Path | None:
+    source = found.sources.get("vae", found.path)
+    path = source if isinstance(source, Path) else source.path
+    return None if path == found.path else path
 
 
 def _vae_dtype(config: Mapping[str, Any], family: Family, dtype: torch.dtype) -> tuple[torch.dtype, tuple[str, ...]]:

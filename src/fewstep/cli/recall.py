@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fewstep.plan import Plan
 
 EMBEDDED = "pictogram"
-_HASHES = {"Model hash": "model", "Lora hashes": "set of LoRAs"}
+_HASHES = {"Model hash": "model", "VAE hash": "VAE", "Lora hashes": "set of LoRAs"}
 _OURS = {
     "Init image hash": "start picture",
     "Mask hash": "mask",
@@ -243,7 +243,7 @@ def _differ(key: str, then: str, now: str) -> bool:
     """Of hashes with names only the hashes count; a model's, only such as are made alike, which have one length."""
     if key == "Lora hashes":
         return {value.lower() for _, value in _entries(then)} != {value for _, value in _entries(now)}
-    return then.lower() != now.lower() and (key != "Model hash" or len(then) == len(now))
+    return then.lower() != now.lower() and ("hash" not in key or len(then) == len(now))
 
 
 def _lacks(recalled: Recalled, plan: Plan) -> list[str]:
