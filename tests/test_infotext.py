@@ -109,6 +109,7 @@ def test_bare_json_of_extensions_is_one_value():
         **{"Hashes": hashes, "Civitai resources": resources},
     }
     assert json.loads(parse(write(parse(text))).settings["Hashes"])["vae"] == "735e4c3a44"
+    assert parse("a\nSteps: 4, Seed: 1, Note: [1]x, Size: 8x8").settings["Note"] == "[1]x"
 
 
 def test_weighted_words_are_no_settings():

@@ -117,6 +117,9 @@ def test_the_first_of_two_passes_is_the_picture_that_is_restored():
     assert (info.settings["Seed"], info.settings["Steps"], info.settings["Size"]) == ("5", "8", "512x768")
     assert (info.settings["Sampling passes"], info.settings["Nodes"]) == ("2", "LatentUpscaleBy")
     assert "Denoising strength" not in info.settings
+    third = {"z": node("KSampler", **second | {"seed": 98, "latent_image": ["k", 0]})}
+    info = read_graph(comfy(**upscaled, **third, **{"8": node("VAEDecode", samples=["z", 0], vae=["4", 2])}))
+    assert (info.settings["Seed"], info.settings["Sampling passes"]) == ("5", "3")
 
 
 def test_a_graph_that_begins_with_a_picture():
@@ -161,6 +164,8 @@ def test_invokeai():
     assert facts(info) == (prompt, "dog", 30, 5, 7, 768, 512, "DPM++ 2M", "Karras", "cpu")
     assert [info.settings[key] for key in ("Model", "Clip skip", "seamless_x")] == ["dream", "2", "true"]
     assert "Model hash" not in info.settings
+    info = settings_in({"invokeai_metadata": json.dumps(document | {"scheduler": "lcm"})})
+    assert (info.settings["Sampler"], info.settings.get("Schedule type")) == ("LCM", None)
 
 
 def test_older_invokeai():
@@ -184,6 +189,8 @@ def test_fooocus(tmp_path):
     info = settings_in({"parameters": json.dumps(FOOOCUS), "fooocus_scheme": "fooocus"})
     assert facts(info) == expected
     assert [info.settings[key] for key in ("Model", "Model hash", "sharpness")] == ["jug", "0123456789", "2"]
+    endless = json.dumps(FOOOCUS).replace('"sharpness": 2.0', '"sharpness": 1e999')
+    assert settings_in({"parameters": endless}).settings["sharpness"] == "inf"
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif_of(json.dumps(FOOOCUS)))
     assert facts(settings_of(tmp_path / "a.jpg")) == expected
     exif = Image.Exif()

@@ -32,7 +32,7 @@ def text_of(value: Any) -> str:
     if value is None or isinstance(value, str):
         return cleaned(value or "")
     if isinstance(value, float):
-        return number_text(value) if abs(value) < 1e300 else str(value)
+        return number_text(value)
     try:
         return cleaned(json.dumps(value, ensure_ascii=False))
     except (ValueError, RecursionError):
