@@ -38,6 +38,16 @@ DEFAULT_STRENGTH = 0.4
 OWN_STRENGTHS = {"pictogram": 0.06}
 """By family: the embedded model has seen one size only, and above this it composes anew (docs/log.md, "Hires")."""
 
+SECOND_PASS = ("hires_scale", "hires_width", "hires_height")
+"""The fields of `Request` that ask for a second pass; the other `hires_` fields say how."""
+
+KEYS = (
+    *("Hires upscale", "Hires resize", "Hires steps", "Hires upscaler", "Hires sampler", "Hires schedule type"),
+    *("Hires timestep table", "Hires CFG Scale", "Hires prompt", "Hires negative prompt", "Hires checkpoint"),
+    *("Hires loras", "Hires denoising strength"),
+)
+"""What a picture's settings say of its second pass."""
+
 _ALIASES = {"latent (bilinear)": "Latent"}
 _SIZE = re.compile(r"(\d+)x(\d+)")
 _SAME = ("use same sampler", "use same scheduler", "use same checkpoint")

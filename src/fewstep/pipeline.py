@@ -20,6 +20,7 @@ from PIL import Image
 
 from fewstep import __version__, second
 from fewstep.checkpoints.lora_apply import Strength
+from fewstep.checkpoints.search import file_hash
 from fewstep.checkpoints.shelves import EmbeddingShelf, LoraShelf, find_lora, mentions
 from fewstep.conditioning import conditioned
 from fewstep.errors import LoraError, RequestError
@@ -250,23 +251,34 @@ class Pipeline:
     def _model_hash(self) -> str:
         return self.model.content_hash
 
-    def facts(self) -> dict[str, str]:
-        """What every picture of this pipeline records beside its plan."""
+    @cached_property
+    def _vae(self) -> dict[str, str]:
+        path = self.model.vae_path
+        return {} if path is None else {"VAE hash": file_hash(path)[:10] if path.is_file() else "", "VAE": path.name}
+
+    def facts(self, tags: Sequence[LoraTag] = ()) -> dict[str, str]:
+        """What every picture of this pipeline records beside its plan; `tags` are those of its prompt."""
+        used = sorted((lora.name, lora.short_hash) for lora, how in self._with_tags(tags) if how.unet or how.text)
         return {
             "Model hash": self._model_hash,
             "Model": self.model.name,
-            "Loras": ", ".join(f"{lora.name}: {number_text(weight)}" for lora, weight in self.loras),
-            "Lora hashes": ", ".join(f"{lora.name}: {lora.hash[:12]}" for lora, _ in self.loras),
+            **self._vae,
+            "Loras": ", ".join(f"{lora.name}: {number_text(weight)}" for lora, weight in self.loras if weight),
+            "Lora hashes": ", ".join(f"{name}: {digest}" for name, digest in used),
             "Device": self.model.device.split(":")[0],
             "Precision": str(self.model.dtype).removeprefix("torch."),
             "Version": f"fewstep {__version__}",
         }
 
+    def _embedding_facts(self, plan: Plan) -> dict[str, str]:
+        found = {name: self._embedding_shelf.hash(name) for name in self._embeddings(plan)}
+        return {"TI hashes": ", ".join(f"{name}: {digest}" for name, digest in found.items() if digest)}
+
     def _finish(self, plan: Plan, z_BCHW: Array, first: int, runner: Runner) -> list[Picture]:
         images = [Image.fromarray(pixels_HWC) for pixels_HWC in second.decode(runner, z_BCHW, plan.request.tile)]
         if plan.image is not None and plan.mask is not None:
             images = [paste_back(image, plan.image, plan.mask) for image in images]
-        facts = self.facts()
+        facts = self.facts(plan.tags) | self._embedding_facts(plan)
         texts = [write(plan.infotext(first + offset, facts)) for offset in range(len(images))]
         return [Picture.of(image, text) for image, text in zip(images, texts, strict=True)]
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from fewstep.image import content_hash, default_size, fit, fit_mask, open_image, open_mask
-from fewstep.infotext import Infotext
+from fewstep.infotext import Infotext, number_text
 from fewstep.prompt.stages import Stage, stages
 from fewstep.prompt.tags import LoraTag, split_lora_tags
 from fewstep.request import SEED_COUNT, Request
@@ -146,15 +146,6 @@ class Plan:
         }
         settings = {key: value for key, value in (settings | dict(facts)).items() if value}
         return Infotext(request.prompt, request.negative_prompt, settings)
-
-
-def number_text(value: float) -> str:
-    """The shortest text that reads back as the same number.
-
-    >>> number_text(4.0), number_text(0.1)
-    ('4', '0.1')
-    """
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ def register(subparsers: Any) -> None:
         allow_abbrev=False,
     )
     add_request_options(parser)
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="png, jpg or webp; named by the prompt if none")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="png, jpg, webp or avif; named by the prompt if none"
+    )
     add_loading_options(parser)
     add_hires_options(parser)
     add_source_option(parser)
@@ -73,6 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         say_notes(notes, (*pipe.notes, *_lengths(pipe, plan)) if arguments.verbose else ())
     pictures = _paint(arguments, pipe, plan, paths)
+    notes += (unsaid := _not_carried(paths, pictures))
+    if not arguments.quiet:
+        say_notes(unsaid)
     timings = {"load_s": loaded - started, "generate_s": time.perf_counter() - loaded}
     if arguments.json:
         print(json.dumps(_document(pipe, plan, paths, pictures, timings, notes), ensure_ascii=False, indent=2))
@@ -84,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _differences(recalled: Recalled, plan: Plan, pipe: Pipeline) -> list[str]:
     from fewstep.cli.recall import differences
 
-    return differences(recalled, plan, pipe.facts())
+    return differences(recalled, plan, pipe.facts(plan.tags))
 
 
 def _paint(arguments: argparse.Namespace, pipe: Pipeline, plan: Plan, paths: list[Path]) -> list[Picture]:
@@ -107,6 +112,15 @@ def _paint(arguments: argparse.Namespace, pipe: Pipeline, plan: Plan, paths: lis
     if arguments.grid:
         save_image(_sheet(plan, pictures), paths[0])
     return pictures
+
+
+def _not_carried(paths: list[Path], pictures: list[Picture]) -> list[str]:
+    """A note where a file's format had no room for the settings of its picture."""
+    from fewstep.image import format_of
+    from fewstep.infotext import PNG_KEY, no_room
+
+    notes = (no_room(picture.info[PNG_KEY], format_of(path)) for path, picture in zip(paths, pictures, strict=False))
+    return [*dict.fromkeys(filter(None, notes))]
 
 
 def _write_preview(folder: Path, names: list[Path], step: PictureStep) -> None:

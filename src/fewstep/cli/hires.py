@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,23 +60,24 @@ def _same(one: str | Path, other: str | Path | None) -> bool:
 
 def _recalled(recalled: Recalled, model: str | None) -> tuple[str | Path | None, Any]:
     """What a picture of ours says of its second pass: the model's place and its LoRAs; (None, None) if nothing."""
-    from fewstep.cli.recall import recalled_loras, recalled_model
+    from fewstep.cli.recall import folder_of, recalled_model, with_loras
 
-    checkpoint, loras = (recalled.settings.get(f"Hires {what}") for what in ("checkpoint", "loras"))
+    checkpoint, loras = (recalled.settings.get(f"Hires {what}", "") for what in ("checkpoint", "loras"))
     if not recalled.ours or not (checkpoint or loras):
         return None, None
-    entries = {"Loras": "" if loras in (None, "none") else loras, "Version": recalled.settings["Version"]}
-    found = recalled_loras(type(recalled)(recalled.path, {}, entries)) or []
-    if checkpoint is None:
-        return None, found
-    name = checkpoint.rpartition(" [")[0]
+    name, _, digest = checkpoint.removesuffix("]").rpartition(" [")
+    settings = {"Model": name, "Model hash": digest, "Loras": "" if loras == "none" else loras}
+    second = replace(recalled, settings={**settings, "Version": recalled.settings["Version"]}, notes=())
     try:
-        place = recalled_model(type(recalled)(recalled.path, {}, {"Model": name}))
+        place = recalled_model(second) if checkpoint else model
     except CheckpointError:
         raise CheckpointError(
             f"The second pass of '{recalled.path}' was painted by '{checkpoint}', which is not here. "
             "Give it with --hires-model."
         ) from None
+    found = list(with_loras(second, folder_of(place)).loras or ())
+    if not checkpoint:
+        return None, found
     return _embedded() if place is None else place, found
 
 

@@ -69,8 +69,11 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_source_option(parser: argparse.ArgumentParser) -> None:
-    """`--from PICTURE`."""
+    """`--from PICTURE`, and where to look for what it names."""
     parser.add_argument("--from", dest="source", type=Path, metavar="PICTURE", help="take its settings from this one")
+    parser.add_argument(
+        *("--look-in",), action="append", type=Path, metavar="FOLDER", help="where models and LoRAs of --from may be"
+    )
 
 
 def add_saying_options(parser: argparse.ArgumentParser, *, document: str) -> None:
@@ -117,8 +120,12 @@ def request_asked(arguments: argparse.Namespace, *, example: str) -> tuple[Recal
     from fewstep.cli.recall import merged, recall
 
     fields = fields_asked(arguments)
-    recalled = None if arguments.source is None else recall(arguments.source)
-    if recalled is not None:
+    recalled = None
+    if arguments.source is not None:
+        shelves = [Path(arguments.lora_folder)] if arguments.lora_folder else []
+        look_in = [*(arguments.look_in or ()), *shelves]
+        own = arguments.lora is None and not arguments.no_lora
+        recalled = recall(arguments.source, look_in=look_in, model=arguments.model, own_loras=own)
         fields = merged(recalled, fields)
     if "prompt" not in fields:
         raise RequestError(f"No prompt was given. Write: {example}")
@@ -148,16 +155,16 @@ def opened(request: Request) -> Request:
 
 def loading_asked(arguments: argparse.Namespace, recalled: Recalled | None) -> dict[str, Any]:
     """The keywords of `fewstep.load` that were asked for, or that `--from` recalls."""
-    model, lora, dtype = arguments.model, arguments.lora, arguments.dtype
+    model, lora, dtype = arguments.model, False if arguments.no_lora else arguments.lora, arguments.dtype
+    options = {**model_options(arguments), **shelf_options(arguments)}
     if recalled is not None:
-        from fewstep.cli.recall import recalled_dtype, recalled_loras, recalled_model
+        from fewstep.cli.recall import recalled_dtype, recalled_loras, recalled_model, recalled_vae
         from fewstep.device import choose
 
         model = recalled_model(recalled) if model is None else model
-        lora = recalled_loras(recalled) if lora is None else lora
+        lora = recalled_loras(recalled, lora)
+        options["vae"] = options["vae"] or recalled_vae(recalled)
         dtype = recalled_dtype(recalled, choose(arguments.device).device) if dtype is None else dtype
-    lora = False if arguments.no_lora else lora
-    options = {**model_options(arguments), **shelf_options(arguments)}
     return {"path": model, "lora": lora, "device": arguments.device, "dtype": dtype, **options}
 
 
