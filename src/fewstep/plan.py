@@ -155,18 +155,20 @@ def number_text(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
-def plan_of(
-    request: Request,
-    defaults: Defaults,
-    *,
-    size: tuple[int, int] | None = None,
-    strength: float | None = None,
-    fewer: bool = False,
-) -> Plan:
-    """Fills in what the request leaves open, and opens its pictures.
+@dataclass(frozen=True)
+class Start:
+    """A start that is not the request's own: its (width, height) in pixels, and the strength where it is one.
 
-    `size` and `strength` stand in for the request's own, where the start is not the request's picture: a second pass.
     `fewer`: nobody asked for this many steps, so there are fewer where the strength has fewer.
+    """
+
+    size: tuple[int, int]
+    strength: float | None = None
+    fewer: bool = False
+
+
+def plan_of(request: Request, defaults: Defaults, start: Start | None = None) -> Plan:
+    """Fills in what the request leaves open, and opens its pictures. `start`: that of a second pass.
 
     Raises:
         RequestError: a value is out of range, or contradicts another.
@@ -174,10 +176,10 @@ def plan_of(
     """
     request = request.validated()
     words, tags = split_lora_tags(request.prompt)
-    sampling, strength = defaults.sampling, strength or _strength(request)
+    sampling, strength = defaults.sampling, (start and start.strength) or _strength(request)
     sampler, table = _sampler(request, defaults)
     image, mask = _pictures(request)
-    size = size or _size(request, image, defaults.size_px)
+    size = start.size if start else _size(request, image, defaults.size_px)
     guidance = float(sampling.guidance if request.guidance is None else request.guidance)
     return Plan(
         request=request,
@@ -186,7 +188,7 @@ def plan_of(
         sampler=sampler,
         table=table,
         origin_steps=sampling.origin_steps,
-        timesteps=_times(request, defaults, (sampler, table), strength, fewer),
+        timesteps=_times(request, defaults, (sampler, table), strength, bool(start and start.fewer)),
         guidance=guidance,
         embedded=defaults.embedded,
         seed=secrets.randbelow(SEED_COUNT) if request.seed is None else request.seed,

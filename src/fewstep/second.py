@@ -18,7 +18,7 @@ from PIL import Image
 from fewstep.errors import RequestError
 from fewstep.hires import DEFAULT_STRENGTH, DEFAULT_UPSCALER, LATENT, OWN_STRENGTHS, target_size, upscaler_named
 from fewstep.image import CELL_PX, fit
-from fewstep.plan import Plan, number_text
+from fewstep.plan import Plan, Start, number_text
 from fewstep.request import Request
 from fewstep.runners import Runner
 from fewstep.sampling.arrays import constant, is_torch
@@ -59,19 +59,15 @@ def second_request(first: Plan, *, same: bool) -> Request:
     )
 
 
-def place_and_strength(first: Plan, family: Family) -> dict[str, Any]:
-    """The size in pixels and the strength of the second pass, and whether its steps may be fewer, for `plan_of`.
+def second_start(first: Plan, family: Family) -> Start:
+    """The size and strength of the second pass by a model of this family.
 
     Raises RequestError for a size above the limit.
     """
     asked = first.request
     size = target_size(first.size, asked.hires_scale, asked.hires_width, asked.hires_height)
-    fewer = asked.hires_steps is None
-    return {
-        "size": size,
-        "fewer": fewer,
-        "strength": asked.hires_strength or OWN_STRENGTHS.get(family.name, DEFAULT_STRENGTH),
-    }
+    strength = asked.hires_strength or OWN_STRENGTHS.get(family.name, DEFAULT_STRENGTH)
+    return Start(size, strength, fewer=asked.hires_steps is None)
 
 
 def other_facts(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:
