@@ -74,7 +74,7 @@ def test_latent_upscalers_stay_among_the_latents(pipe, upscaler, monkeypatch):
     assert (z0 - steps[2].z0).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("steps", "strength"), zip(range(1, 9), (0.2, 1.0) * 4, strict=True))
+@pytest.mark.parametrize(("steps", "strength"), [*zip(range(1, 9), (0.2, 1.0) * 4, strict=True)])
 def test_steps_are_evaluations_in_both_passes(pipe, steps, strength):
     request = Request("a", **HOW, hires_scale=1, hires_steps=steps, hires_strength=strength)
     found = list(pipe.steps(request))

@@ -126,6 +126,8 @@ def test_a_size_that_is_fixed(tmp_path):
     large = NOISE.resize((160, 96))
     assert furthest(fixed.enlarge(large), free.enlarge(large)) == 0
     assert furthest(np.asarray(fixed.enlarge(NOISE))[:90, :140], np.asarray(free.enlarge(NOISE))[:90, :140]) == 0
+    white = np.asarray(fixed.enlarge(Image.new("RGB", (20, 12), "white")))
+    assert white[4:, 4:].min() == 255
     with pytest.raises(CheckpointError, match="takes pictures of 64x32 only"):
         open_upscaler(graph(tmp_path / "c.onnx", side=(32, 64)))
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import RequestError
-from fewstep.image import CELL_PX, round_to_cell
 
 SIDE_LIMIT_PX = 8192
 """Of a target, on each side."""
@@ -97,6 +96,8 @@ def target_size(size: tuple[int, int], scale: float | None, width: int | None, h
     Raises:
         RequestError: a side would be above the limit.
     """
+    from fewstep.image import CELL_PX, round_to_cell
+
     grow = scale or max((width or 0) / size[0], (height or 0) / size[1])
     wide, high = (given or round_to_cell(side * grow) for given, side in zip((width, height), size, strict=True))
     if max(wide, high) > SIDE_LIMIT_PX:

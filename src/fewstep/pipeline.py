@@ -26,7 +26,7 @@ from fewstep.conditioning import conditioned
 from fewstep.errors import LoraError, RequestError
 from fewstep.image import mask_cells, paste_back
 from fewstep.infotext import Picture, write
-from fewstep.plan import Defaults, Later, Plan, number_text, plan_of
+from fewstep.plan import Defaults, Plan, Start, number_text, plan_of
 from fewstep.prompt.tags import LoraTag, split_lora_tags
 from fewstep.request import Request, request_of
 from fewstep.runners import Runner, open_model, runner_of
@@ -135,10 +135,10 @@ class Pipeline:
         plan = self.plan_pass(request)
         return self._with_second(plan) if request.hires else plan
 
-    def plan_pass(self, request: Request, later: Later | None = None) -> Plan:
-        """As `plan`, of one pass alone; `later` as for `plan_of`."""
+    def plan_pass(self, request: Request, start: Start | None = None) -> Plan:
+        """As `plan`, of one pass alone; `start` stands in for the request's own size and strength."""
         loras = self._with_tags(split_lora_tags(request.validated().prompt)[1])
-        plan = plan_of(request, self._defaults(loras), later)
+        plan = plan_of(request, self._defaults(loras), start)
         of_loras = (note for lora, _ in loras for note in lora.notes)
         return replace(plan, notes=(*plan.notes, *of_loras))
 
@@ -148,8 +148,8 @@ class Pipeline:
         tags = split_lora_tags(plan.request.hires_prompt or plan.request.prompt)[1]
         both = self._defaults(self._with_tags(plan.tags)), other._defaults(other._with_tags(tags))
         same = both[0].sampling == both[1].sampling and both[0].embedded == both[1].embedded
-        asked, how = second.second_request(plan, same=same), second.later_of(plan, other.model.family)
-        later, families = other.plan_pass(asked, how), (self.model.family, other.model.family)
+        asked, start = second.second_request(plan, same=same), second.second_start(plan, other.model.family)
+        later, families = other.plan_pass(asked, start), (self.model.family, other.model.family)
         facts = {} if other is self else second.other_facts(self.facts(), other.facts())
         return second.with_second(plan, later, families, same=same, facts=facts)
 

@@ -149,8 +149,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Later:
-    """What a second pass has in place of the request's own: size in pixels, strength, and the first pass's steps.
+class Start:
+    """A start that is not the request's own: its (width, height) in pixels, a strength, and steps done before.
 
     `fewer`: nobody asked for this many steps, so there are fewer where the strength has fewer.
     """
@@ -161,8 +161,8 @@ class Later:
     fewer: bool = False
 
 
-def plan_of(request: Request, defaults: Defaults, later: Later | None = None) -> Plan:
-    """Fills in what the request leaves open, and opens its pictures.
+def plan_of(request: Request, defaults: Defaults, start: Start | None = None) -> Plan:
+    """Fills in what the request leaves open, and opens its pictures. `start`: that of a second pass.
 
     Raises:
         RequestError: a value is out of range, or contradicts another.
@@ -170,13 +170,13 @@ def plan_of(request: Request, defaults: Defaults, later: Later | None = None) ->
     """
     request = request.validated()
     words, tags = split_lora_tags(request.prompt)
-    sampling, strength = defaults.sampling, (later and later.strength) or _strength(request)
+    sampling, strength = defaults.sampling, (start and start.strength) or _strength(request)
     sampler, table = _sampler(request, defaults)
     image, mask = _pictures(request)
-    size = later.size if later else _size(request, image, defaults.size_px)
-    times = _times(request, defaults, sampler, table, strength, fewer=bool(later and later.fewer))
+    size = start.size if start else _size(request, image, defaults.size_px)
+    times = _times(request, defaults, sampler, table, strength, fewer=bool(start and start.fewer))
     guidance = float(sampling.guidance if request.guidance is None else request.guidance)
-    found = stages(words, request.negative_prompt, len(times), done=later.done if later else 0)
+    found = stages(words, request.negative_prompt, len(times), done=start.done if start else 0)
     return Plan(
         request=request,
         stages=found,

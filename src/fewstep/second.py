@@ -18,7 +18,7 @@ from PIL import Image
 from fewstep.errors import RequestError
 from fewstep.hires import DEFAULT_STRENGTH, DEFAULT_UPSCALER, LATENT, OWN_STRENGTHS, target_size, upscaler_named
 from fewstep.image import CELL_PX, fit
-from fewstep.plan import Later, Plan, number_text
+from fewstep.plan import Plan, Start, number_text
 from fewstep.request import Request
 from fewstep.runners import Runner
 from fewstep.sampling.arrays import constant, is_torch
@@ -60,12 +60,12 @@ def second_request(first: Plan, *, same: bool) -> Request:
     )
 
 
-def later_of(first: Plan, family: Family) -> Later:
+def second_start(first: Plan, family: Family) -> Start:
     """The size, the strength and the steps of the second pass; raises RequestError for a size above the limit."""
     asked = first.request
     size = target_size(first.size, asked.hires_scale, asked.hires_width, asked.hires_height)
     strength = asked.hires_strength or OWN_STRENGTHS.get(family.name, DEFAULT_STRENGTH)
-    return Later(size, strength, len(first.timesteps), fewer=asked.hires_steps is None)
+    return Start(size, strength, len(first.timesteps), fewer=asked.hires_steps is None)
 
 
 def other_facts(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, str]:

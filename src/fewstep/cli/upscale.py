@@ -119,11 +119,11 @@ def _kept(arguments: argparse.Namespace, large: Image.Image, label: str) -> Pict
 
 def _painted(arguments: argparse.Namespace, request: Request, large: Image.Image) -> Picture:
     import fewstep
-    from fewstep.plan import Later
+    from fewstep.plan import Start
 
     how = {"device": arguments.device, "dtype": arguments.dtype, **model_options(arguments)}
     pipe = fewstep.load(arguments.model, lora=arguments.lora, **how)
-    plan = pipe.plan_pass(request.replaced(image=large), Later(large.size))
+    plan = pipe.plan_pass(request.replaced(image=large), Start(large.size))
     if not arguments.quiet:
         for note in plan.notes:
             print(f"fewstep: note: {note}", file=sys.stderr)
