@@ -143,12 +143,14 @@ pictogram-evaluate: $(TRAIN)  ## the figures of the README, and of the LoRA on t
 		--lora src/fewstep/assets/pictogram/lcm-lora.safetensors --prompts-only-style blob --name blob
 
 # Each goes on from what its recipe names; one that is there is left alone, and an interrupted one goes on.
-STUDENTS := pcm pcm-adversarial tcd tdd full-lcm tdm
+STUDENTS := pcm pcm-adversarial full-pcm tcd tdd full-lcm tdm
 
 pictogram-students: $(TRAIN)  ## the other students of the embedded model: PCM, TCD, TDD, a full LCM, TDM
 	@set -e; mkdir -p $(WORK)/students; for name in $(STUDENTS); do \
 		out=$(WORK)/students/$$name; case $$name in full-*) ;; *) out=$$out.safetensors;; esac; \
 		if [ -e $$out ]; then echo "$$out is there"; continue; fi; \
+		if [ $$name = full-pcm ] && [ ! -d $(WORK)/starts/pcm ]; then mkdir -p $(WORK)/starts; $(BIN)/fewstep merge \
+			$(WORK)/model --lora $(WORK)/students/pcm-adversarial.safetensors -o $(WORK)/starts/pcm; fi; \
 		resume=; [ ! -f $(WORK)/students/$$name.run/state.safetensors ] || resume=--resume; \
 		$(BIN)/fewstep distill recipes/pictogram-$$name.toml --model $(WORK)/model --data $(WORK)/cache -o $$out $$resume; \
 	done

@@ -42,6 +42,7 @@ NAMES = {
     "tdd": "TDD",
     "pcm": "PCM",
     "pcm-adversarial": "PCM-adversarial",
+    "full-pcm": "full PCM",
     "tdm": "TDM",
 }
 LIGHTER = {"pcm": 0.55}
