@@ -86,7 +86,10 @@ def work(ends, name, *numbers, owner="", deadline=1.0, key="k"):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.lists(st.integers(-99, 99), max_size=8), st.integers(0, 2), st.floats(0, 9)), max_size=12), st.integers(1, 5))
+@given(
+    st.lists(st.tuples(st.lists(st.integers(-99, 99), max_size=8), st.integers(0, 2), st.floats(0, 9)), max_size=12),
+    st.integers(1, 5),
+)
 def test_everybody_gets_their_own_answers(orders, room):
     network, ends = Squares(room), Ends()
     engine = LocalEngine(network)

@@ -121,7 +121,9 @@ class LocalEngine:
         """The most urgent work at once, others a few at a time: what has begun holds memory."""
         for place, work in enumerate(works):
             begun = [other.ask for other in works if other.ask is not None]
-            if work.started or (place and len(begun) >= 2 * max((self.network.room(ask.key) for ask in begun), default=1)):
+            if work.started or (
+                place and len(begun) >= 2 * max((self.network.room(ask.key) for ask in begun), default=1)
+            ):
                 continue
             if not work.go_on():
                 self._drop(work)
