@@ -1,4 +1,4 @@
-"""The engine on a network of numbers: batches, turns, deadlines, cancelling, failing, and nobody gets another's answer."""
+"""The engine on a network of numbers: batches, turns, deadlines, cancelling, failing; everybody gets their own."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fewstep.engine.local import LocalEngine, wait_for
 from fewstep.engine.scheduler import pick
-from fewstep.engine.work import Ask, Busy, Cancelled, Work
+from fewstep.engine.work import Ask, BusyError, CancelledError, Work
 
 
 class Squares:
@@ -161,7 +161,7 @@ def test_a_cancelled_work_ends_before_its_next_step(engine):
     ours.cancel(one)
     network.gate.set()
     found = ends.wait(2)
-    assert isinstance(found["one"], Cancelled) and found["other"] == [25]
+    assert isinstance(found["one"], CancelledError) and found["other"] == [25]
     assert len(network.calls) <= 3
     ours.cancel(one)  # again: nothing happens
 
@@ -193,7 +193,7 @@ def test_a_full_queue_turns_away(engine):
     network.gate.clear()
     ours = engine(network=network, waiting=3)
     taken = 0
-    with pytest.raises(Busy, match="waiting already") as refused:
+    with pytest.raises(BusyError, match="waiting already") as refused:
         for taken in range(100):
             ours.submit(work(ends, taken, 1, deadline=taken))
     assert 3 <= taken <= 6 and refused.value.retry_after_s >= 1 and refused.value.http_status == 429
@@ -211,6 +211,6 @@ def test_closing_tells_everybody():
         ours.submit(work(ends, name, *range(50)))
     threading.Timer(0.05, network.gate.set).start()
     ours.close()
-    assert all(isinstance(error, Cancelled) for error in ends.wait(3).values())
+    assert all(isinstance(error, CancelledError) for error in ends.wait(3).values())
     with pytest.raises(RuntimeError, match="closed"):
         ours.submit(work(ends, "late", 1))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fewstep.engine.changes import Changes
 from fewstep.engine.local import LocalEngine
-from fewstep.engine.work import Cancelled, Steps, Work
+from fewstep.engine.work import CancelledError, Steps, Work
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class LiveSession:
                 self._shown = order.frame.seq
                 self.counts.painted += 1
                 self.tell(Output(order, result, queued_s, painted_s, final))
-            elif error is not None and not (order.refined and isinstance(error, Cancelled)):
+            elif error is not None and not (order.refined and isinstance(error, CancelledError)):
                 self.tell(Failed(order, error))
             if final and error is None and self.refine is not None and not order.refined and not self._refined:
                 self._refined = True

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fewstep.engine.scheduler import pick
-from fewstep.engine.work import Busy, Cancelled, Network, Work
+from fewstep.engine.work import BusyError, CancelledError, Network, Work
 
 WAITING = 64
 """Works that may wait before others are turned away."""
@@ -56,7 +56,7 @@ class LocalEngine:
         self._thread.start()
 
     def submit(self, work: Work) -> None:
-        """Take a work in. Raises Busy when too many wait already, and RuntimeError after `close`."""
+        """Take a work in. Raises BusyError when too many wait already, and RuntimeError after `close`."""
         with self._condition:
             if self._closed:
                 raise RuntimeError("the engine is closed")
@@ -64,12 +64,12 @@ class LocalEngine:
             if waiting >= self.waiting:
                 self.stats.turned_away += 1
                 seconds = max(1.0, round(self.stats.call_s * 4 * waiting, 1))
-                raise Busy(f"{waiting} pictures are waiting already. Try again in {seconds:g} s.", seconds)
+                raise BusyError(f"{waiting} pictures are waiting already. Try again in {seconds:g} s.", seconds)
             self._works.append(work)
             self._condition.notify()
 
     def cancel(self, work: Work) -> None:
-        """End a work before its next evaluation; its owner is told with `Cancelled`. One that has ended stays so."""
+        """End a work before its next evaluation; its owner is told with `CancelledError`. One that has ended stays so."""
         with self._condition:
             work.cancelled = True
             self._condition.notify()
@@ -97,7 +97,7 @@ class LocalEngine:
                 self._closed = True
                 left, self._works = self._works, []
             for work in left:
-                work.end(None, Cancelled("The server is shutting down."))
+                work.end(None, CancelledError("The server is shutting down."))
 
     def _await_works(self) -> bool:
         """Sleep until there is something to do; False at the end."""
@@ -111,7 +111,7 @@ class LocalEngine:
         with self._condition:
             works = sorted(self._works, key=lambda work: work.deadline_s)
         for work in [work for work in works if work.cancelled]:
-            self._end(work, Cancelled("The picture was cancelled."))
+            self._end(work, CancelledError("The picture was cancelled."))
         self._begin([work for work in works if not work.cancelled])
         ready = [work for work in works if work.ask is not None and not work.cancelled]
         if chosen := pick(ready, self.network.room):

@@ -33,13 +33,13 @@ class Network(Protocol):
         ...
 
 
-class Cancelled(FewstepError):
+class CancelledError(FewstepError):
     """The work was cancelled before its end."""
 
     http_status = 499
 
 
-class Busy(FewstepError):
+class BusyError(FewstepError):
     """There is no room for another work now; `retry_after_s` is when there may be."""
 
     http_status = 429
@@ -72,7 +72,7 @@ class Work:
         return self.steps is not None
 
     def go_on(self, answer: Any = None) -> bool:
-        """Begin, or take an answer; whether there is another ask. Errors of the generator end the work, not the engine."""
+        """Begin, or take an answer; whether there is another ask. What goes wrong ends the work, not the engine."""
         try:
             if self.steps is None:
                 self.steps = self.begin()
