@@ -69,7 +69,7 @@ class LocalEngine:
             self._condition.notify()
 
     def cancel(self, work: Work) -> None:
-        """End a work before its next evaluation; its owner is told with `CancelledError`. One that has ended stays so."""
+        """End a work before its next evaluation; its owner is told with `CancelledError`. One that ended stays so."""
         with self._condition:
             work.cancelled = True
             self._condition.notify()
