@@ -67,7 +67,9 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     for words, run in commands():
         if run:
             assert main(words) == 0, capsys.readouterr().err
-            assert Path(words[words.index("-o") + 1]).stat().st_size > 1000
+            made = Path(words[words.index("-o") + 1] if "-o" in words else ".")
+            assert all(path.stat().st_size > 1000 for path in ([made] if made.is_file() else made.rglob("*.png")))
+            assert made.is_file() or list(made.rglob("*.png"))
     with Image.open("again.png") as again, Image.open("apple.png") as apple:
         assert again.tobytes() == apple.tobytes()
 

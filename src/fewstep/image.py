@@ -10,6 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str] | Image.Image
 EXTENSIONS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+if find_spec("PIL._avif") is not None:  # Pillow before 11.3, and builds of it without libavif, lack it
+    EXTENSIONS[".avif"] = "AVIF"
 CELL_PX = 8
 
 

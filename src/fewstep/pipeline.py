@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
 
-from fewstep import __version__
+from fewstep import __version__, second
 from fewstep.checkpoints.lora_apply import Strength
+from fewstep.checkpoints.search import file_hash
 from fewstep.checkpoints.shelves import EmbeddingShelf, LoraShelf, find_lora, mentions
 from fewstep.conditioning import conditioned
 from fewstep.errors import LoraError, RequestError
 from fewstep.image import mask_cells, paste_back
 from fewstep.infotext import Picture, write
-from fewstep.plan import Defaults, Plan, number_text, plan_of
+from fewstep.plan import Defaults, Plan, Start, number_text, plan_of
 from fewstep.prompt.tags import LoraTag, split_lora_tags
 from fewstep.request import Request, request_of
 from fewstep.runners import Runner, open_model, runner_of
-from fewstep.sampling.sampler import Denoiser, Step, sample
+from fewstep.sampling.sampler import Denoiser, Step, evaluations, sample
 from fewstep.sampling.schedule import Schedule, add_noise
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class Pipeline:
 
     `batch` pictures are computed at once: 1 on a CPU, where a picture is then bit for bit the same alone or as one of
     many, and 8 elsewhere, where the order of a sum may move a pixel by one or two of 255. `lora_folder` is where the
-    names in prompts are looked up, `embeddings` are textual inversions: files, or folders of them.
+    names in prompts are looked up, `embeddings` are textual inversions: files, or folders of them. `hires` is another
+    pipeline, which paints the second pass where a request has one; it may have the same model with other LoRAs.
     """
 
     def __init__(
@@ -98,8 +100,9 @@ class Pipeline:
         batch: int | None = None,
         lora_folder: str | Path | None = None,
         embeddings: Sources = None,
+        hires: Pipeline | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.hires = model, hires
         self._lora_shelf = None if lora_folder is None else LoraShelf(lora_folder)
         self._embedding_shelf = EmbeddingShelf(_sources(embeddings))
         self.runner: Runner = runner_of(model)
@@ -129,20 +132,54 @@ class Pipeline:
 
     def plan(self, request: Request) -> Plan:
         """The request with this model's defaults filled in, its pictures opened, and notes on what has no effect."""
+        plan = self.plan_pass(request)
+        return self._with_second(plan) if request.hires else plan
+
+    def plan_pass(self, request: Request, start: Start | None = None) -> Plan:
+        """As `plan`, of one pass alone; `start` stands in for the request's own size and strength."""
         loras = self._with_tags(split_lora_tags(request.validated().prompt)[1])
-        plan = plan_of(request, self._defaults(loras))
+        plan = plan_of(request, self._defaults(loras), start)
         of_loras = (note for lora, _ in loras for note in lora.notes)
         return replace(plan, notes=(*plan.notes, *of_loras))
 
+    def _with_second(self, plan: Plan) -> Plan:
+        """Both passes: each follows the sampling defaults of its own model and LoRAs, where nothing else is asked."""
+        other = self.hires or self
+        tags = split_lora_tags(plan.request.hires_prompt or plan.request.prompt)[1]
+        both = self._defaults(self._with_tags(plan.tags)), other._defaults(other._with_tags(tags))
+        same = both[0].sampling == both[1].sampling and both[0].embedded == both[1].embedded
+        asked, start = second.second_request(plan, same=same), second.second_start(plan, other.model.family)
+        later, families = other.plan_pass(asked, start), (self.model.family, other.model.family)
+        facts = {} if other is self else second.other_facts(self.facts(), other.facts())
+        return second.with_second(plan, later, families, same=same, facts=facts)
+
     def run(self, plan: Plan) -> Iterator[PictureStep]:
         """Carries a plan out. Use one run at a time: LoRAs are merged into the one model."""
-        self.runner.set_loras(self._with_tags(plan.tags))
-        denoiser = conditioned(self.runner, plan, self._embeddings(plan))
-        batch = 1 if plan.sampler.alone else self.batch
+        alone = plan.sampler.alone or (plan.hires is not None and plan.hires.sampler.alone)
+        batch = 1 if alone else self.batch
         for first in range(0, plan.request.count, batch):
-            count = min(batch, plan.request.count - first)
-            for step in denoise(self.runner, denoiser, self.model.schedule, plan, first, count):
-                yield PictureStep(step, first, plan, lambda z, start: self._finish(plan, z, start))
+            yield from self._paint(plan, first, min(batch, plan.request.count - first))
+
+    def _paint(self, plan: Plan, first: int, count: int) -> Iterator[PictureStep]:
+        """One batch through the first pass and, if there is one, the second; their steps are counted together."""
+        other, step, later = self.hires or self, None, 0
+        if plan.hires is not None:
+            later = evaluations(plan.hires.sampler, other.model.schedule, plan.hires.timesteps)
+        for step in self._denoise(plan, first, count):
+            counted = replace(step, count=step.count + later)
+            yield PictureStep(counted, first, plan, lambda z, start: self._finish(plan, z, start, self.runner))
+        if plan.hires is None or step is None:
+            return
+        known_BCHW, done = second.enlarge((self.runner, other.runner), plan, step.z), step.index + 1
+        for step in other._denoise(plan.hires, first, count, known_BCHW):
+            counted = replace(step, index=done + step.index, count=done + step.count)
+            yield PictureStep(counted, first, plan, lambda z, start: self._finish(plan, z, start, other.runner))
+
+    def _denoise(self, plan: Plan, first: int, count: int, known_BCHW: Array | None = None) -> Iterator[Step]:
+        """One pass of one batch, with the LoRAs and the embeddings that its prompts name."""
+        self.runner.set_loras(self._with_tags(plan.tags))
+        denoiser = second.windowed(conditioned(self.runner, plan, self._embeddings(plan)), plan, self.batch)
+        return denoise(self.runner, denoiser, self.model.schedule, plan, first, count, known_BCHW)
 
     def tokens(self, plan: Plan) -> dict[str, dict[str, int]]:
         """How long a plan's prompts are: tokens without marks, and the chunks that they are read in, at the most."""
@@ -214,37 +251,59 @@ class Pipeline:
     def _model_hash(self) -> str:
         return self.model.content_hash
 
-    def facts(self) -> dict[str, str]:
-        """What every picture of this pipeline records beside its plan."""
+    @cached_property
+    def _vae(self) -> dict[str, str]:
+        path = self.model.vae_path
+        return {} if path is None else {"VAE hash": file_hash(path)[:10] if path.is_file() else "", "VAE": path.name}
+
+    def facts(self, tags: Sequence[LoraTag] = ()) -> dict[str, str]:
+        """What every picture of this pipeline records beside its plan; `tags` are those of its prompt."""
+        used = sorted((lora.name, lora.short_hash) for lora, how in self._with_tags(tags) if how.unet or how.text)
         return {
             "Model hash": self._model_hash,
             "Model": self.model.name,
-            "Loras": ", ".join(f"{lora.name}: {number_text(weight)}" for lora, weight in self.loras),
-            "Lora hashes": ", ".join(f"{lora.name}: {lora.hash[:12]}" for lora, _ in self.loras),
+            **self._vae,
+            "Loras": ", ".join(f"{lora.name}: {number_text(weight)}" for lora, weight in self.loras if weight),
+            "Lora hashes": ", ".join(f"{name}: {digest}" for name, digest in used),
             "Device": self.model.device.split(":")[0],
             "Precision": str(self.model.dtype).removeprefix("torch."),
             "Version": f"fewstep {__version__}",
         }
 
-    def _finish(self, plan: Plan, z_BCHW: Array, first: int) -> list[Picture]:
-        images = [Image.fromarray(pixels_HWC) for pixels_HWC in self.runner.decode(z_BCHW)]
+    def _embedding_facts(self, plan: Plan) -> dict[str, str]:
+        found = {name: self._embedding_shelf.hash(name) for name in self._embeddings(plan)}
+        return {"TI hashes": ", ".join(f"{name}: {digest}" for name, digest in found.items() if digest)}
+
+    def _finish(self, plan: Plan, z_BCHW: Array, first: int, runner: Runner) -> list[Picture]:
+        images = [Image.fromarray(pixels_HWC) for pixels_HWC in second.decode(runner, z_BCHW, plan.request.tile)]
         if plan.image is not None and plan.mask is not None:
             images = [paste_back(image, plan.image, plan.mask) for image in images]
-        facts = self.facts()
+        facts = self.facts(plan.tags) | self._embedding_facts(plan)
         texts = [write(plan.infotext(first + offset, facts)) for offset in range(len(images))]
         return [Picture.of(image, text) for image, text in zip(images, texts, strict=True)]
 
 
 def denoise(
-    runner: Runner, denoiser: Denoiser, schedule: Schedule, plan: Plan, first: int, count: int
+    runner: Runner,
+    denoiser: Denoiser,
+    schedule: Schedule,
+    plan: Plan,
+    first: int,
+    count: int,
+    known_BCHW: Array | None = None,
 ) -> Iterator[Step]:
-    """The loop for pictures `first` to `first + count - 1` of a plan, by any back end; `denoiser` has its prompts."""
+    """The loop for pictures `first` to `first + count - 1` of a plan, by any back end; `denoiser` has its prompts.
+
+    `known_BCHW` is the start of a second pass, in place of the plan's picture.
+    """
     seeds, rng, ensd = [plan.seed_of(first + offset) for offset in range(count)], plan.request.rng, plan.request.ensd
     draw = runner.noise(seeds, plan.size, rng)
     z_BCHW = draw()
     draw = runner.noise([seed + ensd for seed in seeds], plan.size, rng) if ensd else draw
-    if plan.image is not None:
-        known_BCHW = runner.encode(_pixels(plan.image))
+    if plan.image is not None and known_BCHW is None:
+        known_BCHW = second.encode(runner, _pixels(plan.image), plan.request.tile)
+    if known_BCHW is not None:
+        known_BCHW = second.placed(known_BCHW, like=z_BCHW)
         noised_BCHW = add_noise(schedule, known_BCHW, z_BCHW, plan.timesteps[0])
         start_BCHW = z_BCHW if plan.strength == 1 else noised_BCHW
         z_BCHW = start_BCHW
@@ -318,12 +377,15 @@ def load(
     **parts: Any,
 ) -> Pipeline:
     """See `fewstep.load`; `parts` are its base, vae and prediction."""
+    lora_pairs(lora)
+    model = open_model(path, device=device, dtype=dtype, by_torch=bool(_sources(embeddings)), **parts)
+    own = own_loras(path) if lora is None else lora
+    return Pipeline(model, own, lora_folder=lora_folder, embeddings=embeddings)
+
+
+def own_loras(path: str | Path | None) -> list[tuple[LoraPath, float]]:
+    """The LoRAs that a model brings when none are asked for: the embedded model (None) its own few-step LoRA."""
     from fewstep.checkpoints.description import assets_path
 
-    lora_pairs(lora)
-    wants_torch = bool(_sources(embeddings))
-    model = open_model(path, device=device, dtype=dtype, by_torch=wants_torch, **parts)
     own = assets_path() / "lcm-lora.safetensors"
-    if lora is None and path is None and own.is_file():
-        lora = own
-    return Pipeline(model, lora, lora_folder=lora_folder, embeddings=embeddings)
+    return [(own, 1.0)] if path is None and own.is_file() else []

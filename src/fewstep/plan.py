@@ -8,18 +8,18 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
 from fewstep.image import content_hash, default_size, fit, fit_mask, open_image, open_mask
-from fewstep.infotext import Infotext
+from fewstep.infotext import Infotext, number_text
 from fewstep.prompt.stages import Stage, stages
 from fewstep.prompt.tags import LoraTag, split_lora_tags
 from fewstep.request import SEED_COUNT, Request
 from fewstep.sampling.sampler import SAMPLERS, Sampler, sampler_named
 from fewstep.sampling.schedule import Schedule
-from fewstep.sampling.timesteps import LABELS, STABLE_DIFFUSION, table_named, timesteps
+from fewstep.sampling.timesteps import LABELS, STABLE_DIFFUSION, available, table_named, timesteps
 
 IMAGE_HASH, MASK_HASH = "Init image hash", "Mask hash"
 ORIGIN_TABLES = ("linspace-lcm", "a1111", "sgm")
@@ -27,6 +27,10 @@ ORIGIN_TABLES = ("linspace-lcm", "a1111", "sgm")
 
 AUTOMATIC = "automatic"
 """The schedule that A1111 takes for a sampler by itself."""
+
+WHOLE = 2
+"""Times the model's own size, up to which a picture is painted as a whole, and the size of windows above it: in
+windows of once that size each paints the whole prompt (docs/log.md, "Tiles")."""
 
 IMAGE_STRENGTH = 0.6
 """Of a start picture without mask, when none is asked for; with a mask it is 1."""
@@ -80,7 +84,9 @@ class Plan:
     """A request with nothing left open.
 
     `stages` are the prompts, without LoRA tags, at each step; size is (width, height) in pixels; image and mask have
-    that size. hashes are of the pictures as they were given; notes are sentences for the user.
+    that size. hashes are of the pictures as they were given; notes are sentences for the user. `window` is the side in
+    pixels of the windows it is painted in, 0 for the whole; `hires` is the second pass, which begins with `upscaler`,
+    `extra` what a picture records of it.
     """
 
     request: Request
@@ -99,6 +105,10 @@ class Plan:
     mask: Image.Image | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    window: int = 0
+    hires: Plan | None = None
+    upscaler: str = ""
+    extra: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def guided(self) -> bool:
@@ -131,22 +141,28 @@ class Plan:
             "Timestep table": "" if self.table in LABELS else self.table,
             "LCM origin steps": str(self.origin_steps) if self.table in ORIGIN_TABLES else "",
             "Guidance embedding": number_text(self.guidance) if self.embedded else "",
+            "Tile": "" if request.tile is None else str(request.tile),
+            **self.extra,
         }
         settings = {key: value for key, value in (settings | dict(facts)).items() if value}
         return Infotext(request.prompt, request.negative_prompt, settings)
 
 
-def number_text(value: float) -> str:
-    """The shortest text that reads back as the same number.
+@dataclass(frozen=True)
+class Start:
+    """A start that is not the request's own: its (width, height) in pixels, a strength, and steps done before.
 
-    >>> number_text(4.0), number_text(0.1)
-    ('4', '0.1')
+    `fewer`: nobody asked for this many steps, so there are fewer where the strength has fewer.
     """
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+    size: tuple[int, int]
+    strength: float | None = None
+    done: int = 0
+    fewer: bool = False
 
 
-def plan_of(request: Request, defaults: Defaults) -> Plan:
-    """Fills in what the request leaves open, and opens its pictures.
+def plan_of(request: Request, defaults: Defaults, start: Start | None = None) -> Plan:
+    """Fills in what the request leaves open, and opens its pictures. `start`: that of a second pass.
 
     Raises:
         RequestError: a value is out of range, or contradicts another.
@@ -154,15 +170,13 @@ def plan_of(request: Request, defaults: Defaults) -> Plan:
     """
     request = request.validated()
     words, tags = split_lora_tags(request.prompt)
-    sampling, strength = defaults.sampling, _strength(request)
+    sampling, strength = defaults.sampling, (start and start.strength) or _strength(request)
     sampler, table = _sampler(request, defaults)
     image, mask = _pictures(request)
-    size = _size(request, image, defaults.size_px)
-    how = {"strength": strength, "schedule": defaults.schedule, "origin_steps": sampling.origin_steps}
-    steps = sampling.steps if request.steps is None else request.steps
-    times = timesteps(table, steps, discard=sampler.discard, **how)
+    size = start.size if start else _size(request, image, defaults.size_px)
+    times = _times(request, defaults, sampler, table, strength, fewer=bool(start and start.fewer))
     guidance = float(sampling.guidance if request.guidance is None else request.guidance)
-    found = stages(words, request.negative_prompt, len(times))
+    found = stages(words, request.negative_prompt, len(times), done=start.done if start else 0)
     return Plan(
         request=request,
         stages=found,
@@ -180,7 +194,18 @@ def plan_of(request: Request, defaults: Defaults) -> Plan:
         mask=None if image is None or mask is None else fit_mask(mask, image.size, size),
         hashes=_hashes(image, mask),
         notes=_notes(request, found, guidance, defaults.embedded),
+        window=_window(request.tile, size, defaults.size_px, known=strength < 1),
     )
+
+
+def _times(
+    request: Request, defaults: Defaults, sampler: Sampler, table: str, strength: float, *, fewer: bool
+) -> tuple[float, ...]:
+    origin_steps = defaults.sampling.origin_steps
+    among: Any = {"strength": strength, "schedule": defaults.schedule, "origin_steps": origin_steps}
+    steps = defaults.sampling.steps if request.steps is None else request.steps
+    steps = min(steps, available(table, **among)) if fewer else steps
+    return timesteps(table, steps, **among, discard=sampler.discard)
 
 
 def _sampler(request: Request, defaults: Defaults) -> tuple[Sampler, str]:
@@ -208,6 +233,15 @@ def _pictures(request: Request) -> tuple[Image.Image | None, Image.Image | None]
 def _size(request: Request, image: Image.Image | None, size_px: int) -> tuple[int, int]:
     width, height = (size_px, size_px) if image is None else default_size(image)
     return request.width or width, request.height or height
+
+
+def _window(tile: int | None, size: tuple[int, int], size_px: int, *, known: bool) -> int:
+    """The windows asked for; by itself only above WHOLE times the model's own size, and only of a known picture: from
+    noise alone every window would paint the whole prompt.
+    """
+    if tile is None:
+        tile = WHOLE * size_px if known and size[0] * size[1] > (WHOLE * size_px) ** 2 else 0
+    return tile if tile and max(size) > tile else 0
 
 
 def _strength(request: Request) -> float:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Kind = Literal["text", "whole", "number", "picture", "name"]
 PROMPT_LIMIT = 10_000
 SEED_COUNT = 2**32
+TILE_LEAST = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,9 @@ def _field(spec: Spec, default: Any = dataclasses.MISSING) -> Any:
 
 
 _SIDE = {"low": 64, "high": 2048, "multiple": 8, "hint": "512 is Stable Diffusion 1.5's own size."}
+_LARGE: dict[str, Any] = {"low": 64, "high": 8192, "multiple": 8}
+_SCALE = "1 keeps the size, 2 doubles it."
+_TILE = "side in pixels of the windows that large pictures are painted and decoded in; 0 never; chosen when not given"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +136,41 @@ class Request:
         "original",
     )
     clip_skip: int = _field(Spec("whole", "which layer of the text encoder to read, counted from the last", 1, 12), 1)
+    hires_scale: float | None = _field(
+        Spec("number", "second pass: paint the finished picture again at so many times its size", 1, 8, hint=_SCALE),
+        None,
+    )
+    hires_width: int | None = _field(Spec("whole", "second pass: the width, in place of hires_scale", **_LARGE), None)
+    hires_height: int | None = _field(Spec("whole", "second pass: the height, in place of hires_scale", **_LARGE), None)
+    hires_upscaler: str | None = _field(
+        Spec("name", "second pass: Lanczos, Latent and its kin, or an upscaling model's file; Lanczos if not given"),
+        None,
+    )
+    hires_strength: float | None = _field(
+        Spec(
+            "number",
+            "second pass: how much to paint anew; 0.4 when not given, 0.06 by the embedded model",
+            above=0,
+            high=1,
+        ),
+        None,
+    )
+    hires_steps: int | None = _field(
+        Spec("whole", "second pass: model evaluations at any strength; as in the first when not given", 1, 1000), None
+    )
+    hires_guidance: float | None = _field(Spec("number", "second pass: the guidance, if another", 0, 30), None)
+    hires_sampler: str | None = _field(Spec("name", "second pass: the sampler, if another"), None)
+    hires_schedule: str | None = _field(Spec("name", "second pass: how its timesteps are spread, if otherwise"), None)
+    hires_prompt: str = _field(Spec("text", "second pass: the prompt, if another", high=PROMPT_LIMIT), "")
+    hires_negative_prompt: str = _field(
+        Spec("text", "second pass: the negative prompt, if another", high=PROMPT_LIMIT), ""
+    )
+    tile: int | None = _field(
+        Spec(
+            "whole", _TILE, 0, 4096, multiple=8, hint="0 is never; usual is twice the model's own size, such as 1024."
+        ),
+        None,
+    )
 
     def validated(self) -> Request:
         """This request with plain numbers, or a `RequestError`: which field, what was found, what is allowed."""
@@ -143,7 +182,27 @@ class Request:
             raise RequestError(
                 f"strength {request.strength:g} was given without an image. Give an image, or leave strength out."
             )
+        request._check_second_pass()
         return request
+
+    def _check_second_pass(self) -> None:
+        given = [name for name in SPECS if name.startswith("hires_") and getattr(self, name) not in (None, "")]
+        if self.tile is not None and 0 < self.tile < TILE_LEAST:
+            raise RequestError(f"tile is {self.tile}, but windows have at least {TILE_LEAST} pixels. 0 is never.")
+        if given and not self.hires:
+            raise RequestError(f"{given[0]} was given without a second pass. Give hires_scale too, such as 2.")
+        if self.hires_scale and (self.hires_width or self.hires_height):
+            raise RequestError("hires_scale and a size were both given for the second pass. Give one of them.")
+        if self.hires and self.mask is not None:
+            raise RequestError(
+                "A mask and a second pass were both given, but the second pass repaints everything. Inpaint first, "
+                "then enlarge the result as image."
+            )
+
+    @property
+    def hires(self) -> bool:
+        """Whether a second pass is asked for."""
+        return bool(self.hires_scale or self.hires_width or self.hires_height)
 
     def replaced(self, **fields: Any) -> Request:
         """A copy with some fields changed; unknown names are a `RequestError`."""
@@ -165,6 +224,31 @@ def request_of(fields: Mapping[str, Any]) -> Request:
     if "prompt" not in fields:
         raise RequestError('No prompt was given. Give one; the empty prompt "" is allowed.')
     return Request(**fields).validated()
+
+
+def checked(name: str, value: Any) -> Any:
+    """One field's value as `Request.validated` would have it, whatever the other fields say.
+
+    >>> checked("steps", 4), checked("rng", "NV")
+    (4, 'nv')
+
+    Raises:
+        RequestError: the value is not allowed.
+    """
+    return _checked(name, SPECS[name], value)
+
+
+def lora_choice(text: str) -> tuple[str, float]:
+    """`ink.safetensors:0.6` as (path, weight); without a weight it is 1.
+
+    >>> lora_choice("ink.safetensors:0.6"), lora_choice("ink.safetensors")
+    (('ink.safetensors', 0.6), ('ink.safetensors', 1.0))
+    """
+    path, colon, weight = text.rpartition(":")
+    try:
+        return (path, float(weight)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def schema() -> dict[str, Any]:

@@ -45,9 +45,7 @@ def _library(folder: str | Path | None) -> tuple[Any, Any]:
         raise RequestError("Wildcards need the library dynamicprompts: pip install 'fewstep[wildcards]'") from None
     path = None if folder is None else Path(folder).expanduser()
     if path is not None and not path.is_dir():
-        raise RequestError(
-            f"The folder of wildcards '{folder}' does not exist. Give another."
-        )
+        raise RequestError(f"The folder of wildcards '{folder}' does not exist. Give another.")
     return RandomPromptGenerator, WildcardManager(path)
 
 

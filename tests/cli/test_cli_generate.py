@@ -116,6 +116,25 @@ def test_lengths_of_prompts_are_shown_and_idle_negatives_noted(here, model, caps
     assert json.loads(capsys.readouterr().out)["tokens"]["prompt"] == {"tokens": 80, "chunks": 2}
 
 
+def test_templates_give_each_picture_its_own_prompt(here, model, capsys):
+    from fewstep.wildcards import expanded
+
+    (here / "words").mkdir()
+    (here / "words" / "pet.txt").write_text("cat\ndog\nmoon\n")
+    template = "a {red|apple} __pet__"
+    arguments = (template, "--wildcards", here / "words", "--count", 3, "--seed", 5, "--steps", 1, "--json")
+    assert generate(*arguments, "-o", "a.png", "--preview", here / "seen", model=model) == 0
+    document = json.loads(capsys.readouterr().out)
+    wanted = [expanded(template, seed, folder=here / "words") for seed in (5, 6, 7)]
+    assert document["prompts"] == wanted and document["seeds"] == [5, 6, 7]
+    assert len(set(wanted)) > 1 and len(list((here / "seen").iterdir())) == 3
+    info = parse(document["parameters"][1])
+    assert (info.prompt, info.settings["Template"]) == (wanted[1], template)
+    assert generate(wanted[1], "--seed", 6, "--steps", 1, "-o", "b.png", model=model) == 0
+    with Image.open("a-2.png") as one, Image.open("b.png") as other:
+        assert one.tobytes() == other.tobytes()
+
+
 # ---- what is refused
 
 

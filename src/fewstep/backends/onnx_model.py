@@ -37,6 +37,7 @@ class OnnxModel:
     notes: tuple[str, ...] = ()
     device: str = field(default="cpu", init=False)
     dtype: str = field(default="float32", init=False)
+    vae_path: None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.sessions = Sessions(self.path)

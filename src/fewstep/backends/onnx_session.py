@@ -120,7 +120,7 @@ class Session:
         """Raises CheckpointError when ONNX Runtime refuses the graph or the weights."""
         import onnxruntime as ort
 
-        options = _options(ort)
+        options = session_options(ort)
         self._values = [ort.OrtValue.ortvalue_from_numpy(weight) for weight in weights.values()]
         options.add_external_initializers(list(weights), self._values)
         try:
@@ -153,9 +153,11 @@ def thread_count() -> int:
     return max(1, min(cores, int(asked) if asked.isdecimal() else MOST_THREADS))
 
 
-def _options(ort: Any) -> Any:
-    """Without planning the reuse of memory, whose search is quadratic in the number of values of an unknown size:
-    it takes three quarters of the time in which a UNet's session is made, and saves a picture's few megabytes.
+def session_options(ort: Any) -> Any:
+    """What every session of this process needs, as they share their threads.
+
+    Without planning the reuse of memory, whose search is quadratic in the number of values of an unknown size: it takes
+    three quarters of the time in which a UNet's session is made, and saves a picture's few megabytes.
     """
     _share_threads(ort)
     options = ort.SessionOptions()

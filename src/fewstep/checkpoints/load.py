@@ -9,7 +9,6 @@ Beside the folder's own files, `fewstep.json` (or "_fewstep" in model_index.json
 {"sampler": "lcm", "steps": 4, "guidance": 1.0, "table": "linspace-lcm", "origin_steps": 50}, each key optional.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +21,7 @@ from fewstep import device as devices
 from fewstep.checkpoints import folder as folders
 from fewstep.checkpoints.complete import describe_model
 from fewstep.checkpoints.description import Description, Sampling, assets_path, schedule_from
+from fewstep.checkpoints.search import model_hash
 from fewstep.errors import CheckpointError
 from fewstep.models.family import Family
 from fewstep.models.text import TextEncoder
@@ -51,16 +51,13 @@ class Model:
     metadata: Mapping[str, str] = field(default_factory=dict)
     """What a single file said of itself, to be kept when it is written again."""
 
+    vae_path: Path | None = None
+    """Where the VAE is from, if not from `path`."""
+
     @cached_property
     def content_hash(self) -> str:
         """First 10 hexadecimal digits of the SHA-256 of the UNet's files, or the single file; made when asked for."""
-        digest = hashlib.sha256()
-        whole = self.path.is_file()
-        for path in [self.path] if whole else folders.weight_files(self.path / "unet", folders.PARTS["unet"]):
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return digest.hexdigest()[:10]
+        return model_hash(self.path)
 
 
 def load_model(
@@ -124,7 +121,14 @@ def _load(found: Description, device: str, dtype: torch.dtype | None, reason: st
         notes=(f"{family}, {family.size_px} px", reason, *notes, *found.notes, found.why),
         configs=configs,
         metadata=found.metadata,
+        vae_path=_lent_vae(found),
     )
+
+
+def _lent_vae(found: Description) -> Path | None:
+    source = found.sources.get("vae", found.path)
+    path = source if isinstance(source, Path) else source.path
+    return None if path == found.path else path
 
 
 def _vae_dtype(config: Mapping[str, Any], family: Family, dtype: torch.dtype) -> tuple[torch.dtype, tuple[str, ...]]:

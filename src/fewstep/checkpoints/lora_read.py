@@ -5,6 +5,7 @@ Nothing here imports torch unless torch tensors are asked for.
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ CONSISTENCY_SAMPLERS = ("lcm", "tcd", "pcm")
 LARGEST = 1 << 17
 """No weight or rank of these models is as large; a file that says so would only fill the memory."""
 
+_DIGEST = re.compile(r"[0-9a-f]{12,64}")
 _LABELS = {768: "SD 1.5", 1024: "SD 2.x", 2048: "SDXL", 160: "pictogram"}
 
 
@@ -43,11 +45,17 @@ class Lora:
     metadata: dict[str, str]
     sampling: Sampling | None
     hash: str
-    """sha256 of the tensors, by which user interfaces name a LoRA (they show the first 12 letters)."""
+    """sha256 of the tensors."""
 
     embeddings: tuple[Embedding, ...] = ()
     skipped: tuple[str, ...] = ()
     lenient: bool = False
+
+    @property
+    def short_hash(self) -> str:
+        """The 12 letters by which A1111 names it: of what its metadata say is its hash, else of its tensors' own."""
+        said = self.metadata.get("sshs_model_hash", "")
+        return (said if _DIGEST.fullmatch(said) else self.hash)[:12]
 
     @property
     def all_layers(self) -> dict[str, Layer]:

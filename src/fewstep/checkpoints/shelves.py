@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fewstep.checkpoints.embedding import read_embedding
 from fewstep.checkpoints.files import read_header
+from fewstep.checkpoints.search import file_hash
 from fewstep.errors import CheckpointError, LoraError, RequestError
 from fewstep.sampling.arrays import Array
 
@@ -106,6 +107,10 @@ class EmbeddingShelf:
         texts = tuple(texts)
         names = [name for name in self.paths if any(mentions(text, name) for text in texts)]
         return {name: self._vectors(name) for name in names}
+
+    def hash(self, name: str) -> str:
+        """The first 12 digits of the file's sha256, as `TI hashes` hold it; "" for a name that has no file here."""
+        return file_hash(self.paths[name])[:12] if name in self.paths else ""
 
     def _vectors(self, name: str) -> dict[str, Array]:
         if name not in self._read:

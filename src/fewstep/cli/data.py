@@ -209,7 +209,7 @@ def _model(path: str | None, *, device: str | None = "cpu", dtype: str = "fp32")
 
 
 def _cut(model: Any, found: Inspection) -> int:
-    return sum(bool(model.text.tokens(caption)[1]) for caption in found.captions)
+    return sum(len(model.text.chunks(caption, "none")) > 1 for caption in found.captions)
 
 
 def _sheet(found: Inspection, path: Path) -> Path:

@@ -65,16 +65,17 @@ def _is_lora(path: Path) -> bool:
 
 
 def _picture(path: Path) -> dict[str, Any]:
+    from fewstep.foreign import settings_in
     from fewstep.image import open_any
-    from fewstep.infotext import parse, read
+    from fewstep.infotext import read_texts, unrestored
 
     image = open_any(path, "picture")
     facts: dict[str, Any] = {"kind": "picture", "path": str(path), "size": f"{image.width}x{image.height}"}
-    text = read(path)
-    if text is None:
+    info = settings_in(read_texts(image))
+    if info is None:
         return facts | {"settings": None}
-    info = parse(text)
-    return facts | {"prompt": info.prompt, "negative_prompt": info.negative_prompt, "settings": dict(info.settings)}
+    facts |= {"prompt": info.prompt, "negative_prompt": info.negative_prompt, "settings": dict(info.settings)}
+    return facts | {"not_restored": list(unrestored(info))}
 
 
 def _lora(path: Path) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _lora(path: Path) -> dict[str, Any]:
         "kind": "LoRA",
         "path": str(path),
         "name": lora.name,
-        "hash": lora.hash[:12],
+        "hash": lora.short_hash,
         "unet_modules": len(lora.layers),
         "text_modules": len(lora.text_layers),
         "families": {name: sum(layer.label == name for layer in layers) for name in lora.families},
@@ -158,7 +159,8 @@ def _lines(facts: Mapping[str, Any], indent: str = "") -> list[str]:
         if isinstance(value, Mapping) and value:
             lines += [label.rstrip(), *_lines(value, indent + "  ")]
         else:
-            lines.append(f"{label}{_text(value)}")
+            text = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in _text(value))
+            lines.append(label + text.replace("\n", "\n" + " " * len(label)))
     return lines
 
 

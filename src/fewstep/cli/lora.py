@@ -99,7 +99,7 @@ def run_merge(arguments: argparse.Namespace) -> int:
     """Several as one; returns the exit code."""
     from fewstep.checkpoints.lora import read_lora
     from fewstep.checkpoints.lora_edit import merge
-    from fewstep.cli.options import lora_choice
+    from fewstep.request import lora_choice
 
     _check_out(arguments)
     loras = [(read_lora(path), weight) for path, weight in map(lora_choice, arguments.loras)]

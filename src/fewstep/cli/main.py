@@ -19,7 +19,7 @@ from fewstep import __version__
 from fewstep.errors import FewstepError, RequestError
 
 COMMANDS = (
-    *("generate", "info", "data", "distill", "report", "evaluate"),
+    *("generate", "grid", "variants", "refine", "upscale", "info", "data", "distill", "report", "evaluate"),
     *("lora", "convert", "merge", "export", "serve"),
 )
 INTERRUPTED = 130

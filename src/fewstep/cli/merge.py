@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.convert import add_write_options, write
-from fewstep.cli.options import MODEL, check_new, lora_choice, model_options
+from fewstep.cli.options import MODEL, check_new, model_options
+from fewstep.request import lora_choice
 
 if TYPE_CHECKING:
     from fewstep.checkpoints.load import Model

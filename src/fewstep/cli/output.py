@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 
 from fewstep.errors import OutputError
@@ -36,13 +37,28 @@ def default_name(prompt: str, seed: int) -> Path:
     >>> default_name("A red apple, 3d!", 7).name
     'a-red-apple-3d-7.png'
     """
-    words = "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:40].strip("-")
-    stem = f"{words or 'picture'}-{seed}"
+    stem = f"{_words(prompt) or 'picture'}-{seed}"
     number, path = 1, Path(f"{stem}.png")
     while any(Path().glob(f"{path.stem}*.png")):
         number += 1
         path = Path(f"{stem}-again-{number}.png")
     return path
+
+
+def _words(prompt: str) -> str:
+    return "-".join(re.findall(r"[a-z0-9]+", prompt.lower()))[:40].strip("-")
+
+
+def folder_names(kind: str, prompt: str) -> Iterator[Path]:
+    """Names for a folder of this kind, one after the other, without end.
+
+    >>> names = folder_names("grid", "A red apple, 3d!")
+    >>> next(names).name, next(names).name
+    ('grid-a-red-apple-3d', 'grid-a-red-apple-3d-2')
+    """
+    stem = f"{kind}-{_words(prompt)}".rstrip("-")
+    yield Path(stem)
+    yield from (Path(f"{stem}-{number}") for number in count(2))
 
 
 def check_outputs(paths: Sequence[Path], inputs: Iterable[object]) -> None:

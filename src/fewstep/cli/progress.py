@@ -1,18 +1,20 @@
-"""The line that shows a training's progress: loss, pictures a second, waiting for data, time left."""
+"""The lines that show progress: of a training (loss, pictures a second, time left), and of pictures."""
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fewstep.distill.run import Run
     from fewstep.distill.trainer import StepReport
 
 REMEMBERED = 200
+PATIENCE_S = 2.0
 
 
 def seconds_left(marks: Sequence[tuple[float, int]], steps: int) -> float | None:
@@ -73,3 +75,33 @@ def progress(training: Run, *, quiet: bool) -> Iterator[Callable[[StepReport], N
             bar.update(task, completed=report.step, description=sentence(report, seconds_left(marks, steps)))
 
         yield show
+
+
+@contextmanager
+def painting(quiet: bool) -> Iterator[Any]:
+    """A function (done, total) to call as work gets done: on a terminal it shows a bar on stderr after two seconds."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    started, bars = monotonic(), []
+
+    def show(done: int, total: int) -> None:
+        if not bars and monotonic() - started > PATIENCE_S:
+            bars.append(_bar(total))
+        for bar, task in bars:
+            bar.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        for bar, _ in bars:
+            bar.stop()
+
+
+def _bar(total: int) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True)
+    bar.start()
+    return bar, bar.add_task("painting", total=total)

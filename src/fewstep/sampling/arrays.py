@@ -47,7 +47,7 @@ def float32(x: Array) -> Array:
     return x.to(xp.float32) if is_torch(x) else xp.asarray(x, dtype=xp.float32)
 
 
-def constant(values: Sequence[float], *, like: Array) -> Array:
+def constant(values: Sequence[float] | Sequence[Sequence[float]], *, like: Array) -> Array:
     """`values` as a float32 array on the device of `like`.
 
     >>> constant([1.0, 2.0], like=[0.0]).tolist()

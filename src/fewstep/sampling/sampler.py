@@ -155,13 +155,14 @@ def sampler_named(name: str, *, gamma: float | None = None) -> Sampler:
 
 
 def _known(wanted: str) -> Sampler | None:
-    for sampler in SAMPLERS.values():
-        if wanted in (sampler.name, sampler.label.lower()):
-            return sampler
+    """By its name or label, or by that and the label of one schedule type behind it."""
+    names = {name: sampler for sampler in SAMPLERS.values() for name in (sampler.name, sampler.label.lower())}
+    if wanted in names:
+        return names[wanted]
     for table, label in LABELS.items():
         bare = wanted.removesuffix(f" {label.lower()}")
-        if bare != wanted and (sampler := _known(bare)) is not None:
-            return replace(sampler, table=table)
+        if bare != wanted and bare in names:
+            return replace(names[bare], table=table)
     return None
 
 

@@ -92,6 +92,15 @@ def _tidy(times: Sequence[float]) -> tuple[float, ...]:
     return tuple(int(t) if t == int(t) else t for t in (round(t, 6) for t in times))
 
 
+def available(table: str, *, strength: float, schedule: Schedule = STABLE_DIFFUSION, origin_steps: int = 50) -> int:
+    """The most steps that `timesteps` gives at this strength.
+
+    >>> available("linspace-lcm", strength=0.1), available("trailing", strength=0.1)
+    (5, 100)
+    """
+    return _points(table_named(table), strength, schedule.count, origin_steps)
+
+
 def _points(table: str, strength: float, count: int, origin_steps: int) -> int:
     """How many timesteps of the table lie below `strength`: at least one, at any strength above 0.
 

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from fewstep.grid import GAP_PX, contact_sheet, shortened, table
+from fewstep.grid.contact import GAP_PX, contact_sheet, shortened, table
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (40, 30), "blue")
 
