@@ -27,7 +27,7 @@ from fewstep.denoising import begin
 from fewstep.errors import LoraError, RequestError
 from fewstep.image import paste_back
 from fewstep.infotext import Picture, write
-from fewstep.plan import Defaults, Plan, Start, number_text, plan_of
+from fewstep.plan import Defaults, Plan, SamplingDefaults, Start, number_text, plan_of
 from fewstep.prompt.tags import LoraTag, split_lora_tags
 from fewstep.request import Request, request_of
 from fewstep.runners import Runner, open_model, runner_of
@@ -186,6 +186,11 @@ class Pipeline:
     def use_loras(self, plan: Plan) -> None:
         """Make the model carry the LoRAs of the pipeline and of the plan's prompt, and no others."""
         self.runner.set_loras(self._with_tags(plan.tags))
+
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """How the model with its LoRAs wants to be sampled."""
+        return self._defaults(self._with_tags(())).sampling
 
     def lora_state(self, plan: Plan) -> Hashable:
         """What tells one state of the model from another: the LoRAs that `use_loras` gives it."""

@@ -1,4 +1,4 @@
-"""The engine's pictures are the pipeline's: alone, among others, at every number of steps, and with every kind of prompt."""
+"""The engine's pictures are the pipeline's: alone, among others, at any steps, with any prompt."""
 
 import threading
 
