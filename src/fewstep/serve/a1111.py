@@ -21,6 +21,7 @@ from typing import Any
 from fastapi import APIRouter, Body, HTTPException, Request, Response
 from PIL import Image
 
+from fewstep.engine.work import CancelledError
 from fewstep.foreign import settings_of
 from fewstep.hires import LATENT, PIXEL
 from fewstep.infotext import PNG_KEY
