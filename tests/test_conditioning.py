@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fewstep.backends.eager import EagerDenoiser
-from fewstep.conditioning import composed, conditioned, staged
+from fewstep.conditioning import Composed, Staged, conditioned
 from fewstep.errors import CheckpointError, LoraError, RequestError
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request
@@ -103,14 +103,14 @@ def test_what_stays_the_same_is_encoded_once(pipe):
 
 def test_items_at_different_timesteps_get_their_own_prompt():
     for array, same in ((torch.zeros(3, 1, 1, 1), torch.tensor), (np.zeros((3, 1, 1, 1)), np.array)):
-        denoiser = staged([(999.0, lambda z, t: z + 1), (500.0, lambda z, t: z + 2), (100.0, lambda z, t: z + 3)])
+        denoiser = Staged(((999.0, lambda z, t: z + 1), (500.0, lambda z, t: z + 2), (100.0, lambda z, t: z + 3)))
         assert denoiser(array, same([999, 500, 99])).reshape(-1).tolist() == [1, 2, 3]
         assert denoiser(array, same([750, 750, 750])).reshape(-1).tolist() == [1, 1, 1]
         assert denoiser(array, 0).reshape(-1).tolist() == [3, 3, 3]
 
 
 def test_composed_weights():
-    assert composed([(lambda z, t: z, 2.0), (lambda z, t: z * t, -1.0)])(3.0, 5.0) == -9
+    assert Composed(((lambda z, t: z, 2.0), (lambda z, t: z * t, -1.0)))(3.0, 5.0) == -9
 
 
 def same_pictures(one, other):

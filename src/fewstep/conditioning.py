@@ -6,7 +6,8 @@ same linear function of the other, and the weights add up to 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -43,43 +44,59 @@ def conditioned(runner: Runner, plan: Plan, embeddings: Mapping[str, Vectors]) -
             total = sum(part.weight for part in stage.parts)
             if not total:
                 raise RequestError("The weights of the prompts around AND add up to 0. This model takes their mean.")
-            return composed([(simple(part.words, None, plan.guidance), part.weight / total) for part in stage.parts])
+            shares = ((simple(part.words, None, plan.guidance), part.weight / total) for part in stage.parts)
+            return Composed(tuple(shares))
         terms = [(simple(part.words, None, 1.0), plan.guidance * part.weight) for part in stage.parts]
-        return composed([*terms, (simple(stage.negative, None, 1.0), away)] if away else terms)
+        return Composed((*terms, (simple(stage.negative, None, 1.0), away)) if away else tuple(terms))
 
-    return staged([(plan.timesteps[stage.first], of(stage)) for stage in plan.stages])
+    found = tuple((plan.timesteps[stage.first], of(stage)) for stage in plan.stages)
+    return found[0][1] if len(found) == 1 else Staged(found)
 
 
-def composed(terms: Sequence[tuple[Denoiser, float]]) -> Denoiser:
-    """The weighted sum of several predictions.
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """A Denoiser: the weighted sum of several predictions.
 
     Source: Liu et al. 2022 (arXiv:2206.01714, eq. 11): uncond + sum of w_i (cond_i - uncond), the w_i here holding the
     guidance, and uncond being one of the terms.
     """
 
-    def predict(z_BCHW: Any, timestep_B: Any) -> Any:
-        return sum(weight * denoiser(z_BCHW, timestep_B) for denoiser, weight in terms)
+    terms: tuple[tuple[Denoiser, float], ...]
 
-    return predict
+    def __call__(self, z_BCHW: Any, timestep_B: Any) -> Any:
+        """The clean latents predicted."""
+        return sum(weight * denoiser(z_BCHW, timestep_B) for denoiser, weight in self.terms)
 
 
-def staged(stages: Sequence[tuple[float, Denoiser]]) -> Denoiser:
-    """Several denoisers, each from its timestep on downwards until the next one's; per item.
+@dataclass(frozen=True, eq=False)
+class Staged:
+    """A Denoiser of several, each from its timestep on downwards until the next one's; per item.
 
     Which one counts follows from the timestep alone: evaluations between two steps belong to the earlier one.
     """
-    if len(stages) == 1:
-        return stages[0][1]
 
-    def stage_at(timestep: float) -> int:
-        return max((index for index, (start, _) in enumerate(stages) if timestep <= start + ROUNDING), default=0)
+    stages: tuple[tuple[float, Denoiser], ...]
 
-    def predict(z_BCHW: Any, timestep_B: Any) -> Any:
-        asked = [stage_at(timestep) for timestep in times(timestep_B, like=z_BCHW).tolist()]
+    def at(self, timestep: float) -> Denoiser:
+        """The one that counts at this timestep."""
+        return self.stages[self._index(timestep)][1]
+
+    def _index(self, timestep: float) -> int:
+        return max((index for index, (start, _) in enumerate(self.stages) if timestep <= start + ROUNDING), default=0)
+
+    def __call__(self, z_BCHW: Any, timestep_B: Any) -> Any:
+        """The clean latents predicted."""
+        asked = [self._index(timestep) for timestep in times(timestep_B, like=z_BCHW).tolist()]
         if len(set(asked)) == 1:
-            return stages[asked[0]][1](z_BCHW, timestep_B)
-        return namespace(z_BCHW).concatenate(
-            [stages[at][1](z_BCHW[item : item + 1], timestep_B[item : item + 1]) for item, at in enumerate(asked)]
-        )
+            return self.stages[asked[0]][1](z_BCHW, timestep_B)
+        rows = [
+            self.stages[at][1](z_BCHW[item : item + 1], timestep_B[item : item + 1]) for item, at in enumerate(asked)
+        ]
+        return namespace(z_BCHW).concatenate(rows)
 
-    return predict
+
+def terms_at(denoiser: Denoiser, timestep: float) -> tuple[tuple[Denoiser, float], ...]:
+    """The predictions, with their weights, whose sum this denoiser gives at a timestep."""
+    if isinstance(denoiser, Staged):
+        denoiser = denoiser.at(timestep)
+    return denoiser.terms if isinstance(denoiser, Composed) else ((denoiser, 1.0),)

@@ -9,7 +9,7 @@ Shapes: B pictures, C 4 latent channels, H and W latent height and width (pixels
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
@@ -23,19 +23,17 @@ from fewstep.checkpoints.lora_apply import Strength
 from fewstep.checkpoints.search import file_hash
 from fewstep.checkpoints.shelves import EmbeddingShelf, LoraShelf, find_lora, mentions
 from fewstep.conditioning import conditioned
+from fewstep.denoising import begin
 from fewstep.errors import LoraError, RequestError
-from fewstep.image import mask_cells, paste_back
+from fewstep.image import paste_back
 from fewstep.infotext import Picture, write
-from fewstep.plan import Defaults, Plan, Start, number_text, plan_of
+from fewstep.plan import Defaults, Plan, SamplingDefaults, Start, number_text, plan_of
 from fewstep.prompt.tags import LoraTag, split_lora_tags
 from fewstep.request import Request, request_of
 from fewstep.runners import Runner, open_model, runner_of
 from fewstep.sampling.sampler import Denoiser, Step, evaluations, sample
-from fewstep.sampling.schedule import Schedule, add_noise
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from fewstep.backends.onnx_model import OnnxModel
     from fewstep.checkpoints.load import Model
     from fewstep.checkpoints.lora_read import Lora
@@ -167,19 +165,36 @@ class Pipeline:
             later = evaluations(plan.hires.sampler, other.model.schedule, plan.hires.timesteps)
         for step in self._denoise(plan, first, count):
             counted = replace(step, count=step.count + later)
-            yield PictureStep(counted, first, plan, lambda z, start: self._finish(plan, z, start, self.runner))
+            yield PictureStep(counted, first, plan, lambda z, start: self.finish(plan, z, start, self.runner))
         if plan.hires is None or step is None:
             return
         known_BCHW, done = second.enlarge((self.runner, other.runner), plan, step.z), step.index + 1
         for step in other._denoise(plan.hires, first, count, known_BCHW):
             counted = replace(step, index=done + step.index, count=done + step.count)
-            yield PictureStep(counted, first, plan, lambda z, start: self._finish(plan, z, start, other.runner))
+            yield PictureStep(counted, first, plan, lambda z, start: self.finish(plan, z, start, other.runner))
 
     def _denoise(self, plan: Plan, first: int, count: int, known_BCHW: Array | None = None) -> Iterator[Step]:
-        """One pass of one batch, with the LoRAs and the embeddings that its prompts name."""
+        denoiser = self.denoiser(plan)
+        begun = begin(self.runner, self.model.schedule, plan, first, count, known_BCHW)
+        return sample(begun.keeping(denoiser), begun.z_BCHW, plan.timesteps, **begun.how)
+
+    def denoiser(self, plan: Plan) -> Denoiser:
+        """The network for one pass of a plan, with the LoRAs and the embeddings that its prompts name."""
+        self.use_loras(plan)
+        return second.windowed(conditioned(self.runner, plan, self._embeddings(plan)), plan, self.batch)
+
+    def use_loras(self, plan: Plan) -> None:
+        """Make the model carry the LoRAs of the pipeline and of the plan's prompt, and no others."""
         self.runner.set_loras(self._with_tags(plan.tags))
-        denoiser = second.windowed(conditioned(self.runner, plan, self._embeddings(plan)), plan, self.batch)
-        return denoise(self.runner, denoiser, self.model.schedule, plan, first, count, known_BCHW)
+
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """How the model with its LoRAs wants to be sampled."""
+        return self._defaults(self._with_tags(())).sampling
+
+    def lora_state(self, plan: Plan) -> Hashable:
+        """What tells one state of the model from another: the LoRAs that `use_loras` gives it."""
+        return id(self.model), tuple((lora.path, strength) for lora, strength in self._with_tags(plan.tags))
 
     def tokens(self, plan: Plan) -> dict[str, dict[str, int]]:
         """How long a plan's prompts are: tokens without marks, and the chunks that they are read in, at the most."""
@@ -274,63 +289,16 @@ class Pipeline:
         found = {name: self._embedding_shelf.hash(name) for name in self._embeddings(plan)}
         return {"TI hashes": ", ".join(f"{name}: {digest}" for name, digest in found.items() if digest)}
 
-    def _finish(self, plan: Plan, z_BCHW: Array, first: int, runner: Runner) -> list[Picture]:
+    def finish(self, plan: Plan, z_BCHW: Array, first: int, runner: Runner) -> list[Picture]:
+        """Latents as pictures with their settings; `first` is the number of the first in its plan, `runner` whose
+        autoencoder it takes.
+        """
         images = [Image.fromarray(pixels_HWC) for pixels_HWC in second.decode(runner, z_BCHW, plan.request.tile)]
         if plan.image is not None and plan.mask is not None:
             images = [paste_back(image, plan.image, plan.mask) for image in images]
         facts = self.facts(plan.tags) | self._embedding_facts(plan)
         texts = [write(plan.infotext(first + offset, facts)) for offset in range(len(images))]
         return [Picture.of(image, text) for image, text in zip(images, texts, strict=True)]
-
-
-def denoise(
-    runner: Runner,
-    denoiser: Denoiser,
-    schedule: Schedule,
-    plan: Plan,
-    first: int,
-    count: int,
-    known_BCHW: Array | None = None,
-) -> Iterator[Step]:
-    """The loop for pictures `first` to `first + count - 1` of a plan, by any back end; `denoiser` has its prompts.
-
-    `known_BCHW` is the start of a second pass, in place of the plan's picture.
-    """
-    seeds, rng, ensd = [plan.seed_of(first + offset) for offset in range(count)], plan.request.rng, plan.request.ensd
-    draw = runner.noise(seeds, plan.size, rng)
-    z_BCHW = draw()
-    draw = runner.noise([seed + ensd for seed in seeds], plan.size, rng) if ensd else draw
-    if plan.image is not None and known_BCHW is None:
-        known_BCHW = second.encode(runner, _pixels(plan.image), plan.request.tile)
-    if known_BCHW is not None:
-        known_BCHW = second.placed(known_BCHW, like=z_BCHW)
-        noised_BCHW = add_noise(schedule, known_BCHW, z_BCHW, plan.timesteps[0])
-        start_BCHW = z_BCHW if plan.strength == 1 else noised_BCHW
-        z_BCHW = start_BCHW
-        if plan.mask is not None:
-            repaint = runner.weights(mask_cells(plan.mask))
-            z_BCHW = repaint * start_BCHW + (1 - repaint) * noised_BCHW
-            denoiser = keeping(denoiser, known_BCHW, repaint)
-    return sample(denoiser, z_BCHW, plan.timesteps, sampler=plan.sampler, schedule=schedule, noise=lambda _step: draw())
-
-
-def keeping(denoiser: Denoiser, known_BCHW: Array, repaint: Array) -> Denoiser:
-    """A denoiser that already knows the clean latents where `repaint` is 0.
-
-    With z0 known there, every sampler's step leaves there exactly the known latents noised to the next timestep: what
-    other programs do by mixing after each step (RePaint, arXiv:2201.09865, eq. 8, without resampling).
-    """
-
-    def predict(z_BCHW: Array, timestep_B: Array) -> Array:
-        return repaint * denoiser(z_BCHW, timestep_B) + (1 - repaint) * known_BCHW
-
-    return predict
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    import numpy as np
-
-    return np.asarray(image)[None]
 
 
 def lora_pairs(loras: LoraChoice) -> list[tuple[LoraPath, float]]:

@@ -3,7 +3,7 @@
 Shapes: B items (pictures), each with its own timestep, prompt and guidance; C, H, W latent channels, height, width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,19 @@ class EagerDenoiser:
         self.embedded = has_guidance_embedding(model.unet)
         guided = not self.embedded and any(value != 1 for value in self.guidance)
         self.negative = model.text.encode_negative([""]) if guided and negative is None else negative
+
+    @property
+    def kind(self) -> Hashable:
+        """Denoisers of one kind can be `joined`: of one model, with texts of the same lengths."""
+        negative = None if self.negative is None else self.negative.text_BLD.shape[1]
+        return id(self.model), self.text.text_BLD.shape[1], negative
+
+    @staticmethod
+    def joined(denoisers: Sequence["EagerDenoiser"]) -> "EagerDenoiser":
+        """One denoiser for as many items, each with its own text and guidance; each given has one row of text."""
+        first, negatives = denoisers[0], [one.negative for one in denoisers if one.negative is not None]
+        text, guidance = Text.cat([one.text for one in denoisers]), [one.guidance[0] for one in denoisers]
+        return EagerDenoiser(first.model, text, Text.cat(negatives) if negatives else None, guidance)
 
     @torch.no_grad()
     def __call__(self, z_BCHW: Tensor, timestep_B: Tensor | Sequence[int] | int) -> Tensor:

@@ -6,7 +6,8 @@ L text positions, K all blocks' keys and values of the text side by side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,21 @@ class OnnxDenoiser:
             negative = model.text.encode_negative([""])
         self.text_kv_BLK = model.text_kv(text)
         self.negative_kv_BLK = None if negative is None else model.text_kv(negative)
+
+    @property
+    def kind(self) -> Hashable:
+        """Denoisers of one kind can be `joined`: of one model, with texts of the same lengths."""
+        negative = None if self.negative_kv_BLK is None else self.negative_kv_BLK.shape[1]
+        return id(self.model), self.text_kv_BLK.shape[1], negative
+
+    @staticmethod
+    def joined(denoisers: Sequence[OnnxDenoiser]) -> OnnxDenoiser:
+        """One denoiser for as many items, each with its own text and guidance; each given has one row of text."""
+        found, rest = copy(denoisers[0]), [one.negative_kv_BLK for one in denoisers if one.negative_kv_BLK is not None]
+        found.guidance = tuple(one.guidance[0] for one in denoisers)
+        found.text_kv_BLK = np.concatenate([one.text_kv_BLK for one in denoisers])
+        found.negative_kv_BLK = np.concatenate(rest) if rest else None
+        return found
 
     def __call__(self, z_BCHW: Any, timestep_B: Any) -> np.ndarray:
         """The clean latents predicted for z_BCHW, each item at its own timestep; one timestep serves all."""

@@ -180,7 +180,7 @@ def sample(
     `noise(k)` gives unit noise of the shape of `z`, the k-th; it is called only by a noisy sampler, and only where it
     has weight. The latent keeps float32 throughout; the denoiser casts for itself. The result is the last step's z.
     """
-    walk = _walk(sampler, schedule, float32(z), timesteps, noise)
+    walk = questions(sampler, schedule, z, timesteps, noise)
     expected = evaluations(sampler, schedule, timesteps)
     z, t = next(walk)
     for index in count():
@@ -216,10 +216,13 @@ def _levels(sampler: Sampler, schedule: Schedule, timesteps: Sequence[float]) ->
     return [schedule.level(t) for t in (*timesteps, sampler.last)]
 
 
-def _walk(
+def questions(
     sampler: Sampler, schedule: Schedule, z: Array, timesteps: Sequence[float], noise: Callable[[int], Array]
 ) -> Generator[tuple[Array, float], Array, Array]:
-    """The sampler as questions (z, t), answered with z0; returns the last z."""
+    """`sample` turned inside out: yields (z, t), wants to be sent the clean latents predicted for it in float32, and
+    returns the last z. So somebody else may answer the questions of many pictures together.
+    """
+    z = float32(z)
     if sampler.walk is None:
         return (yield from _stepwise(sampler, schedule, z, timesteps, noise))
     levels, drawn = _levels(sampler, schedule, timesteps), count()

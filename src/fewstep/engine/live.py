@@ -1,0 +1,191 @@
+"""One live session: the newest frame wins, a started one always finishes, the last stroke is always resolved.
+
+A session has a mailbox of one frame, parameters with a revision, and up to `depth` frames in the making, in order. When
+nothing is left to do it may paint the last frame once more, better; that gives way to whatever comes next.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image
+
+from fewstep.engine.changes import Changes
+from fewstep.engine.local import LocalEngine
+from fewstep.engine.work import CancelledError, Steps, Work
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What came in: its number, the picture (None: prompt only), when it was sent and taken in, by their clocks."""
+
+    seq: int
+    picture: Image.Image | None = None
+    sender_ms: int = 0
+    taken_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """One painting: a frame with the parameters of a revision; `refined` is the better one of an idle session."""
+
+    frame: Frame
+    revision: int
+    fields: Any
+    refined: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """A finished order, seconds in the queue and in the making, and whether more will follow without a new frame."""
+
+    order: Order
+    result: Any
+    queued_s: float
+    painted_s: float
+    final: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An order that went wrong."""
+
+    order: Order
+    error: BaseException
+
+
+@dataclass
+class Counts:
+    """Frames that came in, were replaced by newer ones, were the same as before, and were painted."""
+
+    taken: int = 0
+    dropped: int = 0
+    unchanged: int = 0
+    painted: int = 0
+
+
+class LiveSession:
+    """See the module.
+
+    `paint` makes an order's steps, on the engine's thread. `tell` gets every Output and Failed, on that thread too; it
+    must not wait. `period_s` is what a frame may take: its deadline. `refine` says how an idle session's fields change.
+    """
+
+    def __init__(
+        self,
+        engine: LocalEngine,
+        paint: Callable[[Order], Steps],
+        tell: Callable[[Output | Failed], None],
+        fields: Any,
+        *,
+        owner: str,
+        period_s: float = 0.1,
+        depth: int = 1,
+        changes: Changes | None = None,
+        refine: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.engine, self.paint, self.tell, self.owner = engine, paint, tell, owner
+        self.period_s, self.depth, self.refine = period_s, depth, refine
+        self.changes = changes or Changes(exact=True)
+        self.counts = Counts()
+        self.fields, self.revision = fields, 0
+        self._lock = threading.RLock()
+        self._mailbox: Frame | None = None
+        self._frame: Frame | None = None
+        self._stale = False
+        self._works: dict[Work, Order] = {}
+        self._shown = -1
+        self._refined = False
+        self._closed = False
+
+    def offer(self, frame: Frame) -> bool:
+        """A new frame; False when it is the same as the one painted last, and nothing is to be done."""
+        with self._lock:
+            if self._closed:
+                return False
+            self.counts.taken += 1
+            same = frame.picture is not None and not self.changes.changed(frame.picture)
+            if same and not self._stale and self._mailbox is None:
+                self.counts.unchanged += 1
+                return False
+            self.counts.dropped += self._mailbox is not None
+            self._mailbox = frame
+            self._start()
+            return True
+
+    def change(self, revision: int, fields: Any) -> None:
+        """Other parameters, from the next painting on; the last frame is painted with them even if none follows."""
+        with self._lock:
+            self.fields, self.revision, self._stale = fields, revision, True
+            self._start()
+
+    def close(self) -> None:
+        """No more outputs; what is in the making is given up."""
+        with self._lock:
+            self._closed, self._mailbox = True, None
+            for work in self._works:
+                self.engine.cancel(work)
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that came in has been answered."""
+        with self._lock:
+            return not (self._works or self._mailbox or self._stale)
+
+    def _start(self) -> None:
+        """Begin the next order if there is one and there is room for it; under the lock."""
+        if self._closed:
+            return
+        if self._mailbox is None and not (self._stale and self._frame is not None):
+            return
+        for work, order in self._works.items():
+            if order.refined:
+                self.engine.cancel(work)
+        if sum(not order.refined for order in self._works.values()) >= self.depth:
+            return
+        frame, self._mailbox = self._mailbox or self._frame, None
+        assert frame is not None
+        self._frame, self._stale, self._refined = frame, False, False
+        if frame.picture is not None:
+            self.changes.painted(frame.picture)
+        self._submit(Order(frame, self.revision, self.fields), self.period_s)
+
+    def _submit(self, order: Order, within_s: float) -> None:
+        taken, begun = self.engine.clock(), [0.0]
+
+        def begin() -> Steps:
+            begun[0] = self.engine.clock()
+            return self.paint(order)
+
+        def ended(result: Any, error: BaseException | None) -> None:
+            now = self.engine.clock()
+            self._ended(work, result, error, (begun[0] or now) - taken, now - (begun[0] or now))
+
+        work = Work(begin, self.owner, taken + within_s, ended)
+        self._works[work] = order
+        try:
+            self.engine.submit(work)
+        except Exception as error:  # noqa: BLE001 - the queue is full: this frame is lost, the session stays
+            del self._works[work]
+            self.tell(Failed(order, error))
+
+    def _ended(self, work: Work, result: Any, error: BaseException | None, queued_s: float, painted_s: float) -> None:
+        with self._lock:
+            order = self._works.pop(work)
+            if self._closed:
+                return
+            self._start()
+            final = not self._works and self._mailbox is None and not self._stale
+            if error is None and order.frame.seq >= self._shown:
+                self._shown = order.frame.seq
+                self.counts.painted += 1
+                self.tell(Output(order, result, queued_s, painted_s, final))
+            elif error is not None and not (order.refined and isinstance(error, CancelledError)):
+                self.tell(Failed(order, error))
+            if final and error is None and self.refine is not None and not order.refined and not self._refined:
+                self._refined = True
+                better = replace(order, fields=self.refine(order.fields), refined=True)
+                self._submit(better, 1000 * self.period_s)

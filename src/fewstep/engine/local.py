@@ -1,0 +1,170 @@
+"""The engine in this process: one thread that owns the network, and a queue with a limit.
+
+Everything that touches the network runs on that thread: a work's generator, and the network's answers. Callers are on
+any other; they hand works in and are told of the end by the work's `ended`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fewstep.engine.scheduler import pick
+from fewstep.engine.work import BusyError, CancelledError, Network, Work
+
+WAITING = 64
+"""Works that may wait before others are turned away."""
+
+REMEMBERED = 256
+
+
+@dataclass
+class Stats:
+    """What the engine did lately: ticks and asks since its start, seconds of the last calls, and what waits now."""
+
+    ticks: int = 0
+    asks: int = 0
+    ended: int = 0
+    turned_away: int = 0
+    waiting: int = 0
+    running: int = 0
+    calls_s: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+    @property
+    def call_s(self) -> float:
+        """The median of the last network calls, in seconds; 0 before the first."""
+        calls = sorted(self.calls_s)
+        return calls[len(calls) // 2] if calls else 0.0
+
+
+class LocalEngine:
+    """See the module. `clock` is for tests; `waiting` the limit of works that have not begun."""
+
+    def __init__(
+        self, network: Network, *, waiting: int = WAITING, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.network, self.waiting, self.clock = network, waiting, clock
+        self.stats = Stats()
+        self._works: list[Work] = []
+        self._condition = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="fewstep-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Work) -> None:
+        """Take a work in. Raises BusyError when too many wait already, and RuntimeError after `close`."""
+        with self._condition:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            waiting = sum(not work.started for work in self._works)
+            if waiting >= self.waiting:
+                self.stats.turned_away += 1
+                seconds = max(1.0, round(self.stats.call_s * 4 * waiting, 1))
+                raise BusyError(f"{waiting} pictures are waiting already. Try again in {seconds:g} s.", seconds)
+            self._works.append(work)
+            self._condition.notify()
+
+    def cancel(self, work: Work) -> None:
+        """End a work before its next evaluation; its owner is told with `CancelledError`. One that ended stays so."""
+        with self._condition:
+            work.cancelled = True
+            self._condition.notify()
+
+    def position(self, work: Work) -> int:
+        """How many works that have not begun are ahead of this one; 0 when it has, or is next."""
+        with self._condition:
+            ahead = [other for other in self._works if not other.started and other.deadline_s < work.deadline_s]
+            return 0 if work.started else len(ahead)
+
+    def close(self, *, patience_s: float = 10.0) -> None:
+        """Cancel what is left and end the thread."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        try:
+            while self._await_works():
+                self._tick()
+        finally:  # also after a fault of ours: nobody waits for ever
+            with self._condition:
+                self._closed = True
+                left, self._works = self._works, []
+            for work in left:
+                work.end(None, CancelledError("The server is shutting down."))
+
+    def _await_works(self) -> bool:
+        """Sleep until there is something to do; False at the end."""
+        with self._condition:
+            while not self._works and not self._closed:
+                self._condition.wait()
+            return not self._closed
+
+    def _tick(self) -> None:
+        """Drop what was cancelled, begin what is next, answer one call's asks."""
+        with self._condition:
+            works = sorted(self._works, key=lambda work: work.deadline_s)
+        for work in [work for work in works if work.cancelled]:
+            self._end(work, CancelledError("The picture was cancelled."))
+        self._begin([work for work in works if not work.cancelled])
+        ready = [work for work in works if work.ask is not None and not work.cancelled]
+        if chosen := pick(ready, self.network.room):
+            self._answer(chosen)
+
+    def _begin(self, works: list[Work]) -> None:
+        """The most urgent work at once, others a few at a time: what has begun holds memory."""
+        for place, work in enumerate(works):
+            begun = [other.ask for other in works if other.ask is not None]
+            if work.started or (
+                place and len(begun) >= 2 * max((self.network.room(ask.key) for ask in begun), default=1)
+            ):
+                continue
+            if not work.go_on():
+                self._drop(work)
+
+    def _answer(self, chosen: list[Work]) -> None:
+        started = self.clock()
+        try:
+            answers = self.network.answer([work.ask for work in chosen if work.ask is not None])
+        except Exception as error:  # noqa: BLE001 - out of memory, say: these works fail, the engine stays
+            for work in chosen:
+                self._end(work, error)
+            return
+        self.stats.calls_s.append(self.clock() - started)
+        self.stats.ticks += 1
+        self.stats.asks += len(chosen)
+        for work, answer in zip(chosen, answers, strict=True):
+            if not work.go_on(answer):
+                self._drop(work)
+
+    def _end(self, work: Work, error: BaseException) -> None:
+        work.end(None, error)
+        self._drop(work)
+
+    def _drop(self, work: Work) -> None:
+        with self._condition:
+            if work in self._works:
+                self._works.remove(work)
+                self.stats.ended += 1
+
+
+def wait_for(engine: LocalEngine, begin: Callable[[], Any], *, owner: str = "", within_s: float = 60.0) -> Any:
+    """Submit and wait: the result, or what went wrong, raised."""
+    done, found = threading.Event(), []
+
+    def ended(result: Any, error: BaseException | None) -> None:
+        found.append((result, error))
+        done.set()
+
+    engine.submit(Work(begin, owner, engine.clock() + within_s, ended))
+    done.wait()
+    result, error = found[0]
+    if error is not None:
+        raise error
+    return result

@@ -1,0 +1,82 @@
+"""The application: doors of other programs' clients, health, figures, and errors in each client's own form."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from fewstep import __version__
+from fewstep.engine.work import BusyError
+from fewstep.errors import FewstepError
+from fewstep.serve import a1111, openai
+from fewstep.serve.jobs import Studio
+
+
+def application(studio: Studio) -> FastAPI:
+    """The whole server of one studio, without its door (`security.Door`)."""
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        studio.close()
+
+    app = FastAPI(title="fewstep", version=__version__, lifespan=life)
+    app.include_router(a1111.router(studio))
+    app.include_router(openai.router(studio))
+    app.add_exception_handler(FewstepError, _failed)
+    app.add_exception_handler(RequestValidationError, _invalid)
+
+    @app.get("/healthz", include_in_schema=False)
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", include_in_schema=False)
+    async def ready() -> dict[str, str]:
+        return {"status": "ready", "model": studio.pipe.model.name}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(_metrics(studio), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+async def _failed(http: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, FewstepError)
+    answer = _said(http, error.http_status, str(error))
+    if isinstance(error, BusyError):
+        answer.headers["retry-after"] = str(round(error.retry_after_s))
+    return answer
+
+
+async def _invalid(http: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    return _said(http, 400 if http.url.path.startswith("/v1/") else 422, f"{place or 'The body'}: {first['msg']}.")
+
+
+def _said(http: Request, status: int, sentence: str) -> JSONResponse:
+    """In OpenAI's form under /v1, in FastAPI's and A1111's elsewhere."""
+    if http.url.path.startswith("/v1/"):
+        return openai.failure(status, sentence)
+    return JSONResponse({"detail": sentence}, status)
+
+
+def _metrics(studio: Studio) -> str:
+    stats = studio.engine.stats
+    values: dict[str, Any] = {
+        "fewstep_evaluations_total": stats.asks,
+        "fewstep_network_calls_total": stats.ticks,
+        "fewstep_works_ended_total": stats.ended,
+        "fewstep_turned_away_total": stats.turned_away,
+        "fewstep_jobs_active": sum(job.active for job in studio.jobs.values()),
+        "fewstep_network_call_seconds": stats.call_s,
+    }
+    kinds = {name: "counter" if name.endswith("_total") else "gauge" for name in values}
+    return "".join(f"# TYPE {name} {kinds[name]}\n{name} {value}\n" for name, value in values.items())

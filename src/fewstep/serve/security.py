@@ -1,0 +1,180 @@
+"""The door that every HTTP request and every socket passes: who may come in, from where, and how much they may bring.
+
+Hosts are an allow-list (a page of another name that resolves to this machine gets nothing: DNS rebinding). What changes
+something, and every socket, must come from this server's own page or from a program, which sends no Origin. With a
+key, it is asked for as a bearer token, as the password of Basic, or as the page's cookie.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+COOKIE = "fewstep_key"
+BODY_LIMIT = 32 * 2**20
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+OPEN = frozenset({"/", "/healthz", "/readyz", "/api/v1/login"})
+FAILURES, WITHIN_S = 10, 60.0
+"""Wrong keys from one address, after which it waits."""
+
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "connect-src 'self'; worker-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+}
+
+
+class Door:
+    """An ASGI application around another. `hosts` are the names that this server answers to, besides loopback's."""
+
+    def __init__(
+        self, app: App, *, key: str | None = None, hosts: Collection[str] = (), body_limit: int = BODY_LIMIT
+    ) -> None:
+        self.app, self.key, self.body_limit = app, key, body_limit
+        self.hosts = LOOPBACK | {host.lower() for host in hosts}
+        self.failures: dict[str, deque[float]] = {}
+        self.tickets: dict[str, float] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let it in, or say why not in one JSON sentence; a refused socket is closed before it is accepted."""
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refused = self._refusal(scope, headers)
+        if refused is not None:
+            return await _refuse(scope, send, *refused)
+        if scope["type"] == "websocket":
+            return await self.app(scope, receive, send)
+        return await self.app(scope, self._limited(receive), _with_headers(send))
+
+    def ticket(self, *, seconds: float = 30.0) -> str:
+        """A word that opens one socket, once, for those who were let in: browsers cannot send keys with a socket."""
+        now = time.monotonic()
+        self.tickets = {word: until for word, until in self.tickets.items() if until > now}
+        word = secrets.token_urlsafe(24)
+        self.tickets[word] = now + seconds
+        return word
+
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        if _name(headers.get("host", "")) not in self.hosts:
+            return 421, "This server does not answer to that host name. Start it with --host, or use localhost."
+        unsafe = scope["type"] == "websocket" or scope["method"] not in SAFE
+        origin = headers.get("origin")
+        if unsafe and origin is not None and urlsplit(origin).netloc.lower() != headers["host"].lower():
+            return 403, "This was sent by a page of another site. Use this server's own page, or a program."
+        try:
+            if int(headers.get("content-length", 0)) > self.body_limit:
+                return 413, f"The body has more than {self.body_limit} bytes. Send smaller pictures."
+        except ValueError:
+            return 400, "The header Content-Length is not a number."
+        return self._unknown(scope, headers)
+
+    def _unknown(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
+        """The refusal of somebody without the key."""
+        if self.key is None or (scope["type"] == "http" and scope["path"] in OPEN):
+            return None
+        if scope["type"] == "websocket" and self._has_ticket(scope):
+            return None
+        who, now = (scope.get("client") or ("", 0))[0], time.monotonic()
+        tries = self.failures.setdefault(who, deque(maxlen=FAILURES))
+        if len(tries) == FAILURES and now - tries[0] < WITHIN_S:
+            return 429, "Too many wrong keys. Wait a minute."
+        given = keys_of(headers)
+        if any(secrets.compare_digest(word.encode(), self.key.encode()) for word in given):
+            tries.clear()
+            return None
+        if given:
+            tries.append(now)
+        return 401, "This server wants its key: as a bearer token, as the password of Basic, or by the page's login."
+
+    def _has_ticket(self, scope: Scope) -> bool:
+        words = dict(part.partition("=")[::2] for part in scope.get("query_string", b"").decode("latin-1").split("&"))
+        return self.tickets.pop(words.get("ticket", ""), 0.0) > time.monotonic()
+
+    def _limited(self, receive: Receive) -> Receive:
+        """The body, cut off where it is longer than it may be, whatever its header said."""
+        taken = 0
+
+        async def limited() -> MutableMapping[str, Any]:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            return {"type": "http.disconnect"} if taken > self.body_limit else message
+
+        return limited
+
+
+def keys_of(headers: Mapping[str, str]) -> list[str]:
+    """The keys that a request brings: bearer token, Basic's password, the page's cookie.
+
+    >>> keys_of({"authorization": "Bearer abc"}), keys_of({"authorization": "Basic dXNlcjphYmM="})
+    (['abc'], ['abc'])
+    """
+    found = []
+    kind, _, value = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        found.append(value.strip())
+    elif kind.lower() == "basic":
+        try:
+            found.append(base64.b64decode(value, validate=True).decode().partition(":")[2])
+        except (binascii.Error, UnicodeDecodeError):
+            found.append("")
+    try:
+        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        cookie = None
+    return [*found, cookie.value] if cookie else found
+
+
+def _name(host: str) -> str:
+    """The name without the port.
+
+    >>> _name("LocalHost:80"), _name("[::1]:80"), _name("::1")
+    ('localhost', '[::1]', '::1')
+    """
+    host = host.lower()
+    if host.startswith("["):
+        return host[: host.find("]") + 1]
+    return host.partition(":")[0] if host.count(":") == 1 else host
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            have = {name.lower() for name, _ in message["headers"]}
+            more = [(name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in have]
+            message["headers"] = [*message["headers"], *more]
+        await send(message)
+
+    return sending
+
+
+async def _refuse(scope: Scope, send: Send, status: int, sentence: str) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 4000 + status, "reason": sentence[:120]})
+        return
+    body = json.dumps({"detail": sentence, "error": {"message": sentence, "type": "invalid_request_error"}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 401:
+        headers.append((b"www-authenticate", b'Basic realm="fewstep"'))
+    if status == 429:
+        headers.append((b"retry-after", b"60"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,55 @@
+"""Pictures that come in from outside: looked at by their header before anything is decoded.
+
+Only PNG, JPEG and WebP, only the first frame, at most 4096 pixels on a side; base64 with or without a data: prefix.
+What Pillow says of a bad file is not passed on.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+
+from PIL import Image, ImageOps
+
+from fewstep.errors import ImageError
+
+SIDE_LIMIT_PX = 4096
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def from_bytes(data: bytes, *, what: str = "image") -> Image.Image:
+    """The picture in these bytes, upright, in the mode it was written in.
+
+    Raises:
+        ImageError: it is no PNG, JPEG or WebP, too large, or damaged.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if max(image.size) > SIDE_LIMIT_PX:
+                width, height = image.size
+                raise ImageError(
+                    f"The {what} has {width}x{height} pixels, but at most {SIDE_LIMIT_PX} on a side are allowed. "
+                    "Make it smaller."
+                )
+            image.seek(0)
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except Exception:  # noqa: BLE001 - a decoder may raise anything, and what it says is not for strangers
+        raise ImageError(f"The {what} is not a PNG, JPEG or WebP that can be read.") from None
+
+
+def from_base64(text: str, *, what: str = "image") -> Image.Image:
+    """The picture in a base64 text, with or without `data:...;base64,`; raises ImageError as `from_bytes`."""
+    if not isinstance(text, str):
+        raise ImageError(f"The {what} is not a base64 text.")
+    body = text.partition(",")[2] if text[:5].lower() == "data:" else text
+    try:
+        data = base64.b64decode("".join(body.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ImageError(
+            f"The {what} is not base64. Send a picture's bytes in base64; paths and addresses are not read."
+        ) from None
+    return from_bytes(data, what=what)
