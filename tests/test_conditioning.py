@@ -11,6 +11,14 @@ from fewstep.pipeline import Pipeline
 from fewstep.request import Request
 from tests.tiny import tiny_model
 
+
+class Plain:
+    """What a runner of an ordinary network says to the question that only an inpainting one answers."""
+
+    def beside(self, image, mask, size):
+        return None
+
+
 Z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -75,9 +83,9 @@ def test_a_prompt_changes_at_its_step(pipe, sampler, steps):
     asked = []
 
     def spy(words):
-        return lambda z, t: asked.append((float(np.reshape(t, -1)[0]), words)) or z
+        return lambda z, t: asked.append((float(t.reshape(-1)[0]), words)) or z
 
-    class Runner:
+    class Runner(Plain):
         def denoiser(self, words, negative, guidance, reading):
             return spy(words)
 
@@ -92,7 +100,7 @@ def test_a_prompt_changes_at_its_step(pipe, sampler, steps):
 def test_what_stays_the_same_is_encoded_once(pipe):
     plan, made = pipe.plan(Request("[cat|dog]", steps=8)), []
 
-    class Runner:
+    class Runner(Plain):
         def denoiser(self, words, negative, guidance, reading):
             made.append(words)
             return lambda z, t: z

@@ -11,12 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from fewstep.image import CELL_PX
+from fewstep.image import CELL_PX, mask_cells
 from fewstep.models.chunks import Vectors
 from fewstep.sampling.sampler import Denoiser
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
     from fewstep.backends.onnx_model import OnnxModel
     from fewstep.checkpoints.load import Model
@@ -47,6 +48,10 @@ class Runner(Protocol):
         """
         ...
 
+    def beside(self, image: Image.Image | None, mask: Image.Image | None, size: tuple[int, int]) -> Array | None:
+        """What an inpainting network sees beside the latents of a picture of this (width, height); None for others."""
+        ...
+
     def noise(self, seeds: Sequence[int], size: tuple[int, int], rng: str = "cpu") -> Callable[[], Array]:
         """A function whose every call draws the next unit noise (B, 4, height / 8, width / 8), one generator a seed."""
         ...
@@ -71,6 +76,8 @@ class Reading:
     clip_skip: int = 1
     emphasis: str = "original"
     embeddings: Mapping[str, Vectors] = field(default_factory=dict)
+    beside: Array | None = None
+    """What `Runner.beside` gave: for an inpainting UNet."""
 
 
 def _texts(encoder: Any, words: str, negative: str | None, reading: Reading) -> tuple[Any, Any]:
@@ -78,6 +85,11 @@ def _texts(encoder: Any, words: str, negative: str | None, reading: Reading) -> 
     how = {"clip_skip": reading.clip_skip, "emphasis": reading.emphasis, "embeddings": reading.embeddings}
     text = encoder.encode_prompt(words, **how)
     return text, None if negative is None else encoder.encode_prompt(negative, negative=True, **how)
+
+
+def _whole(level: int) -> int:
+    """A mask's level as all or nothing."""
+    return 255 if level else 0
 
 
 def _numpy_noise(seeds: Sequence[int], size: tuple[int, int], rng: str) -> Callable[[], np.ndarray]:
@@ -113,7 +125,26 @@ class TorchRunner:
         """Text is encoded once and serves every picture."""
         from fewstep.backends.eager import EagerDenoiser
 
-        return EagerDenoiser(self.model, *_texts(self.model.text, words, negative, reading), guidance)
+        return EagerDenoiser(self.model, *_texts(self.model.text, words, negative, reading), guidance, reading.beside)
+
+    def beside(self, image: Image.Image | None, mask: Image.Image | None, size: tuple[int, int]) -> Array | None:
+        """The mask (1: repaint) and the latents of the picture with grey in its place, as it was trained (Rombach et
+        al. 2022, arXiv:2112.10752, section 4.5; the 9 channels are CompVis' and runwayml's). Without a mask all is
+        repainted.
+        """
+        if self.model.unet.config.in_channels == self.model.unet.config.out_channels:
+            return None
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        hole = mask or Image.new("L", size, 255)
+        grey = Image.composite(
+            Image.new("RGB", size, (127, 127, 127)), image or Image.new("RGB", size), hole.point(_whole)
+        )
+        kept_BCHW = self.encode(np.asarray(grey)[None])
+        cells_BCHW = self.weights(mask_cells(hole)).to(kept_BCHW)
+        return torch.cat([cells_BCHW, kept_BCHW], dim=1)
 
     def noise(self, seeds: Sequence[int], size: tuple[int, int], rng: str = "cpu") -> Callable[[], Array]:
         """Drawn on the CPU in float32, so a seed means the same noise on every device and in every batch."""
@@ -178,6 +209,10 @@ class OnnxRunner:
         from fewstep.backends.onnx import OnnxDenoiser
 
         return OnnxDenoiser(self.model, *_texts(self.model.text, words, negative, reading), guidance)
+
+    def beside(self, image: Image.Image | None, mask: Image.Image | None, size: tuple[int, int]) -> Array | None:
+        """Graphs are of ordinary networks."""
+        return None
 
     def noise(self, seeds: Sequence[int], size: tuple[int, int], rng: str = "cpu") -> Callable[[], Array]:
         """The same numbers as torch's, to about 1e-6."""

@@ -4,6 +4,7 @@ Shapes: B items (pictures), each with its own timestep, prompt and guidance; C, 
 """
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +25,20 @@ class EagerDenoiser:
     """
 
     def __init__(
-        self, model: Model, text: Text, negative: Text | None = None, guidance: float | Sequence[float] = 1.0
+        self,
+        model: Model,
+        text: Text,
+        negative: Text | None = None,
+        guidance: float | Sequence[float] = 1.0,
+        beside_BCHW: Tensor | None = None,
     ) -> None:
         """Text and negative: one row for all items, or one for each; guidance: one number, or one for each item.
 
-        negative None stands for the empty prompt by the family's convention.
+        negative None stands for the empty prompt by the family's convention. beside_BCHW is what an inpainting UNet
+        sees beside the latents (`models.unet.predict`).
         """
         self.model = model
+        self.beside_BCHW = beside_BCHW
         self.text = text
         self.guidance = (float(guidance),) if isinstance(guidance, (int, float)) else tuple(map(float, guidance))
         self.embedded = has_guidance_embedding(model.unet)
@@ -41,7 +49,8 @@ class EagerDenoiser:
     def kind(self) -> Hashable:
         """Denoisers of one kind can be `joined`: of one model, with texts of the same lengths."""
         negative = None if self.negative is None else self.negative.text_BLD.shape[1]
-        return id(self.model), self.text.text_BLD.shape[1], negative
+        alone = None if self.beside_BCHW is None else id(self)
+        return id(self.model), alone, self.text.text_BLD.shape[1], negative
 
     @staticmethod
     def joined(denoisers: Sequence["EagerDenoiser"]) -> "EagerDenoiser":
@@ -64,11 +73,14 @@ class EagerDenoiser:
         text = self.text.expand(len(z_BCHW))
         if self.embedded:
             w_B = torch.tensor([w_of(value) for value in guidance], device=z_BCHW.device)
-            return predict(self.model.unet, z_BCHW, timestep_B, text, w_B=w_B)
+            return self._predict(z_BCHW, timestep_B, text, w_B=w_B)
         guided = [item for item, value in enumerate(guidance) if value != 1]
         if not guided or self.negative is None:
-            return predict(self.model.unet, z_BCHW, timestep_B, text)
+            return self._predict(z_BCHW, timestep_B, text)
         return self._guided(z_BCHW, timestep_B, text, guidance, guided)
+
+    def _predict(self, z_BCHW: Tensor, timestep_B: Tensor, text: Text, **how: Any) -> Tensor:
+        return predict(self.model.unet, z_BCHW, timestep_B, text, beside_BCHW=self.beside_BCHW, **how)
 
     def _guided(
         self, z_BCHW: Tensor, timestep_B: Tensor, text: Text, guidance: Sequence[float], guided: Sequence[int]
@@ -78,15 +90,14 @@ class EagerDenoiser:
         count, index = len(z_BCHW), torch.tensor(guided, device=z_BCHW.device)
         negative = self.negative.expand(count).rows(guided)
         if negative.text_BLD.shape[1] == text.text_BLD.shape[1]:
-            both = predict(
-                self.model.unet,
+            both = self._predict(
                 torch.cat([z_BCHW, z_BCHW[index]]),
                 torch.cat([timestep_B, timestep_B[index]]),
                 Text.cat([text, negative]),
             ).float()
             cond_BCHW, uncond = both[:count], both[count:]
         else:  # of another number of chunks
-            cond_BCHW = predict(self.model.unet, z_BCHW, timestep_B, text).float()
-            uncond = predict(self.model.unet, z_BCHW[index], timestep_B[index], negative).float()
+            cond_BCHW = self._predict(z_BCHW, timestep_B, text).float()
+            uncond = self._predict(z_BCHW[index], timestep_B[index], negative).float()
         mixed = guide(cond_BCHW[index], uncond, [guidance[item] for item in guided])
         return cond_BCHW.index_copy(0, index, mixed)

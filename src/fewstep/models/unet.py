@@ -41,18 +41,22 @@ def predict(
     *,
     w_B: Tensor | None = None,
     size: tuple[int, int] | None = None,
+    beside_BCHW: Tensor | None = None,
 ) -> Tensor:
     """The UNet's raw output [B, C, H, W] (noise, v or sample, as it was trained), in the UNet's own number format.
 
     w_B is the papers' guidance w = guidance - 1, used where the UNet has a guidance embedding (default 0) and
     ignored elsewhere. size is the picture's (height, width) in px for SDXL, where the text brings no time ids;
-    default 8 x the latents'. A text of one row serves the whole batch. Raises CheckpointError for an inpainting UNet.
+    default 8 x the latents'. A text of one row serves the whole batch. beside_BCHW is what an inpainting UNet sees
+    beside the latents: the mask and the latents of what is kept [1, 5, H, W]. Raises CheckpointError without it.
     """
     if unet.config.in_channels != unet.config.out_channels:
-        raise CheckpointError(
-            f"The UNet takes {unet.config.in_channels} channels (an inpainting model): it can be converted and merged, "
-            "but not sampled yet. Use the ordinary checkpoint: it repaints with a mask too."
-        )
+        if beside_BCHW is None or beside_BCHW.shape[-2:] != z_BCHW.shape[-2:]:
+            raise CheckpointError(
+                f"The UNet takes {unet.config.in_channels} channels (an inpainting model): it wants a picture and a "
+                "mask of the latents' size beside them, which are not there. Use the ordinary checkpoint for this."
+            )
+        z_BCHW = torch.cat([z_BCHW, beside_BCHW.to(z_BCHW).expand(len(z_BCHW), -1, -1, -1)], dim=1)
     dtype, batch = weight_dtype(unet), len(z_BCHW)
     text = text.expand(batch)
     extra: dict[str, Any] = {}
