@@ -179,7 +179,7 @@ def plan_of(request: Request, defaults: Defaults) -> Plan:
         image=None if image is None else fit(image, size),
         mask=None if image is None or mask is None else fit_mask(mask, image.size, size),
         hashes=_hashes(image, mask),
-        notes=_notes(request, found, guidance, defaults.embedded),
+        notes=(*_notes(request, found, guidance, defaults.embedded), *_noise_note(sampler, len(times))),
     )
 
 
@@ -216,6 +216,13 @@ def _strength(request: Request) -> float:
     if request.strength is not None:
         return request.strength
     return IMAGE_STRENGTH if request.mask is None else 1.0
+
+
+def _noise_note(sampler: Sampler, steps: int) -> tuple[str, ...]:
+    few = sampler.noise_at
+    if steps not in few:
+        return ()
+    return (f"{sampler.label} paints noise at {few[0]} to {few[-1]} steps. Use 10 or more, or another sampler.",)
 
 
 def _notes(request: Request, found: tuple[Stage, ...], guidance: float, embedded: bool) -> tuple[str, ...]:

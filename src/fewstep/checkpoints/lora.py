@@ -55,8 +55,8 @@ class LoraStack:
     """The LoRAs merged into one model's weights, in place. Take a model's from `stack_of`.
 
     `state` tells what is merged. Setting the same again does nothing; any other stack is merged anew from the untouched
-    weights, which are kept on the CPU while they differ from the model's: `set([])` restores every bit of them. What
-    was merged before and is worth keeping is kept, up to `CACHE_BYTES`.
+    weights, which are kept on the CPU while they differ from the model's: `set([])` restores every bit of them. On a
+    CPU they are not copied, but put aside. What was merged before and is worth keeping is kept, up to `CACHE_BYTES`.
     """
 
     def __init__(self, model: Model) -> None:
@@ -102,7 +102,9 @@ class LoraStack:
     def _merge(self, name: str, parts: Iterable[tuple[Layer, float]], held: Tensor | None) -> None:
         weight, base = self._weights[name], self._base.get(name)
         if base is None:
-            base = self._base[name] = weight.detach().to("cpu", copy=True)
+            base = self._base[name] = weight.detach().to("cpu")
+            if base.device == weight.device:
+                weight.data = base.clone()
         elif held is None and weight.dtype == torch.float32:
             weight.copy_(base)
         if held is not None:
@@ -121,8 +123,11 @@ class LoraStack:
         return bool(found) and not (on_cpu and all(isinstance(layer, LoraLayer) for layer in layers))
 
     def _restore(self, name: str) -> None:
-        self._weights[name].copy_(self._base[name])
-        del self._base[name]
+        weight, base = self._weights[name], self._base.pop(name)
+        if base.device == weight.device:
+            weight.data = base
+        else:
+            weight.copy_(base)
 
     def _restore_all(self) -> None:
         for name in list(self._base):
