@@ -39,14 +39,19 @@ REMARKS = {
     "lcm": "what an LCM or LCM-LoRA is trained for",
     "tcd": "for TCD students; `gamma` (in Python) is its share of noise",
     "pcm": "for PCM students: DDIM between the edges of its phases",
+    "ddim": "the schedules `ddim` and `leading` begin at timestep 1 where there is 1 step: noise, in A1111 too, "
+    "and with every sampler",
+    "plms": "asks twice in its first step; noise at 1 and 2 steps with `ddim`, at 2 with schedules that "
+    "reach timestep 0",
+    "heun": "noise at 2 steps, rough at 3 and 4, with schedules that reach timestep 0 (A1111's own; `beta` to 7): half "
+    "of the step onto it is a slope taken there. Good with `trailing`, `sgm_uniform` and `simple`",
+    "dpm2": "A1111 leaves the last level but one out",
     "dpm_fast": "noise at 2 to 5 steps, rough to 8: one step of order 3 from k = 14.6 multiplies a difference of "
     "predictions by e^3; k-diffusion's own does so too. Use it from 10",
     "dpm_adaptive": "chooses its own steps, whatever `steps` says; each picture by itself",
-    "restart": "goes up again only from 20 steps; below it is Heun",
-    "plms": "its second evaluation is at the first timestep's successor, as diffusers' PNDM",
-    "dpm2": "A1111's rule of leaving out the last level but one",
-    "dpm2_a": "A1111's rule of leaving out the last level but one",
-    "dpmpp_3m_sde": "A1111's rule of leaving out the last level but one",
+    "restart": "goes up again only from 20 steps; below it is Heun, with Heun's faults",
+    "dpm2_a": "A1111 leaves the last level but one out; rough to 4 steps at A1111's schedule",
+    "dpmpp_3m_sde": "A1111 leaves the last level but one out; rough with `ddim` and `leading`",
 }
 _DIFFUSERS, _WALKS, _K = "test_diffusers_samplers.py", "test_diffusers_walks.py", "test_walks.py"
 REFERENCES = {
@@ -135,6 +140,8 @@ def _short(tables: Sequence[str]) -> list[str]:
     names = {
         "align_your_steps": "AYS",
         "align_your_steps_xl": "AYS XL",
+        "linspace-lcm": "lcm",
+        "sgm_uniform": "sgm uni.",
         "polyexponential": "polyexp.",
         "exponential": "expon.",
     }
@@ -153,7 +160,7 @@ def samplers_table() -> str:
     lines += ["| --- | --- | --- | --- | --- |"]
     for sampler in SAMPLERS.values():
         counts = " / ".join(str(_evaluations(sampler, steps)) for steps in (1, 4, 8))
-        automatic = LABELS.get(sampler.automatic or sampler.table, f"`{sampler.table}` (ours)")
+        automatic = LABELS.get(sampler.automatic, f"`{sampler.automatic}`" if sampler.automatic else "")
         cells = (sampler.label, counts, "yes" if sampler.noisy else "", automatic, REFERENCES.get(sampler.name, ""))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -171,18 +178,19 @@ def remarks() -> str:
 
 
 def rough_ones(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown: which pictures are noise, or nearly, by sampler and schedule."""
-    found: dict[str, dict[str, list[int]]] = {}
+    """Markdown: which pictures are noise, or nearly: samplers that fail alike share a line."""
+    steps: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row["roughness"] > SMOOTH:
-            found.setdefault(SAMPLERS[row["sampler"]].label, {}).setdefault(row["table"], []).append(row["steps"])
-    lines = []
-    for label, tables in found.items():
-        by_steps: dict[str, list[str]] = {}
-        for table, steps in tables.items():
-            by_steps.setdefault(", ".join(map(str, steps)), []).append(f"`{table}`")
-        lines += [f"- **{label}** at {steps} steps: {', '.join(names)}" for steps, names in by_steps.items()]
-    return "\n".join(lines) or "None."
+            steps.setdefault((row["sampler"], row["table"]), []).append(str(row["steps"]))
+    tables: dict[tuple[str, str], list[str]] = {}
+    for (sampler, table), counts in steps.items():
+        tables.setdefault((sampler, ", ".join(counts)), []).append(f"`{table}`")
+    samplers: dict[tuple[str, str], list[str]] = {}
+    for (sampler, counts), names in tables.items():
+        samplers.setdefault((counts, ", ".join(names)), []).append(SAMPLERS[sampler].label)
+    lines = [f"| {counts} | {names} | {', '.join(labels)} |" for (counts, names), labels in samplers.items()]
+    return "\n".join(["| steps | schedules | samplers |", "| --- | --- | --- |", *lines])
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def damaged(kind, folder):
         ("old pickle", "pickle"),
         ("zip pickle", "pickle"),
         ("lfs", "git lfs pull"),
-        ("folder", "cannot be opened"),
+        ("folder", "is a folder and not a file"),
         ("nan", "NaN or infinity.*'bad'"),
         ("inf in half", "NaN or infinity"),
         ("ckpt", "pickle"),

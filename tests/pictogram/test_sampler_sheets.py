@@ -68,3 +68,10 @@ def test_the_sheets_are_there_and_small():
 def test_dpm_fast_is_noise_at_two_to_five_steps_and_says_so(steps, noted, easel):
     plan = easel.pipe.plan(fewstep.Request("a cat", sampler="DPM fast", steps=steps))
     assert any("DPM fast paints noise at 2 to 5 steps" in note for note in plan.notes) == noted
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize(("table", "steps", "noted"), [("ddim", 1, True), ("leading", 2, False), ("karras", 1, False)])
+def test_a_schedule_that_begins_at_the_end_is_noise_and_says_so(table, steps, noted, easel):
+    plan = easel.pipe.plan(fewstep.Request("a cat", schedule=table, steps=steps))
+    assert any("begins at timestep 1" in note for note in plan.notes) == noted

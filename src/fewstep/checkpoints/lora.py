@@ -56,7 +56,8 @@ class LoraStack:
 
     `state` tells what is merged. Setting the same again does nothing; any other stack is merged anew from the untouched
     weights, which are kept on the CPU while they differ from the model's: `set([])` restores every bit of them. On a
-    CPU they are not copied, but put aside. What was merged before and is worth keeping is kept, up to `CACHE_BYTES`.
+    CPU they are not copied, but put aside, and the merged ones' memory stays for the next LoRA: new memory costs more
+    than a merge. What was merged before and is worth keeping is kept, up to `CACHE_BYTES`.
     """
 
     def __init__(self, model: Model) -> None:
@@ -66,6 +67,7 @@ class LoraStack:
         self._family = model.family
         self._weights = weights_of(model)
         self._base: dict[str, Tensor] = {}
+        self._spare: dict[str, Tensor] = {}
         self._worth_keeping = False
         self._cache = _Cache(CACHE_BYTES)
 
@@ -104,7 +106,8 @@ class LoraStack:
         if base is None:
             base = self._base[name] = weight.detach().to("cpu")
             if base.device == weight.device:
-                weight.data = base.clone()
+                spare = self._spare.pop(name, None)
+                weight.data = base.clone() if spare is None else spare.copy_(base)
         elif held is None and weight.dtype == torch.float32:
             weight.copy_(base)
         if held is not None:
@@ -125,7 +128,7 @@ class LoraStack:
     def _restore(self, name: str) -> None:
         weight, base = self._weights[name], self._base.pop(name)
         if base.device == weight.device:
-            weight.data = base
+            self._spare[name], weight.data = weight.data, base
         else:
             weight.copy_(base)
 
