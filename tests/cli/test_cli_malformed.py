@@ -8,9 +8,11 @@ import time
 import pytest
 
 from fewstep.cli.main import main
-from tests.cli.malformed import CASES
+from tests.cli.malformed import CASES as FILES
+from tests.cli.malformed_requests import REQUESTS
 from tests.tiny import tiny_folder, tiny_model
 
+CASES = FILES | REQUESTS
 CPU_SECONDS = 3.0
 """Of this process, on a slow core; reading a whole tiny model takes one."""
 

@@ -164,7 +164,7 @@ def _of_module(
         layer = _layer(name, module, weight_parts)
         if "alpha" not in parts and layer.rank is not None:
             layer = with_alpha(layer, configs.alpha(component, module, rank=layer.rank))
-        elif isinstance(layer, Lokr) and layer.rank is None:
+        elif isinstance(layer, Lokr) and layer.rank is None and layer.lokr_w1 is not None:
             layer = replace(layer, lokr_w1=layer.lokr_w1 * configs.whole_scale(component, module))
         yield module, layer
     if "diff_b" in parts:
