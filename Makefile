@@ -164,5 +164,9 @@ pictogram-ship: $(TRAIN)  ## everything into the package, as fp16
 pictogram-papers: $(TRAIN)  ## the measured figures into README and card
 	$(BIN)/python -m pictogram.papers
 
+.PHONY: pictogram-samplers
+pictogram-samplers: $(TRAIN)  ## every sampler, schedule and number of steps -> docs/samplers.md and its sheets
+	$(BIN)/python -m pictogram.samplers
+
 pictogram-sheet: $(TRAIN)  ## the contact sheet of the README
 	$(BIN)/python -m pictogram.sheet

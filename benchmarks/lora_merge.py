@@ -1,17 +1,21 @@
 """Race: a rank-64 LCM-LoRA merged into a UNet and taken out again, fewstep against diffusers' fuse_lora, by turns.
 
-    python benchmarks/lora_merge.py [--what merge|weight|file] [--small] [--rank 64] [--rounds 5]
+    python benchmarks/lora_merge.py [--what file fuse merge weight] [--small] [--rank 64] [--rounds 5] [--clock cpu]
 
-merge: into the weights and out again, from a LoRA that is loaded. weight: from one strength to another. file: from the
-file on disk to merged weights and out again. The UNet is random, of SD 1.5's size (--small: of 32 channels, to see that
-it runs); the LoRA has the modules of the published LCM-LoRA. Both must come to the same weights.
+fuse: into the weights, from a LoRA that is loaded. merge: and out again. weight: from one strength to another. file:
+from the file on disk to merged weights and out again. The UNet is random, of SD 1.5's size (--small: of 32 channels, to
+see that it runs); the LoRA has the modules of the published LCM-LoRA. Both must come to the same weights. --clock cpu
+counts a process' own time, for a machine with other work; take one thread then (OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import itertools
+import platform
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +32,7 @@ from fewstep.models.family import family_of
 LCM_MODULES = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
 LCM_MODULES += ("conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")
 STRENGTHS = (1.0, 0.6)
+KINDS = ("file", "fuse", "merge", "weight")
 
 
 def random_unet(*, small: bool) -> Any:
@@ -71,9 +76,15 @@ def ours(unet: Any, path: Path) -> dict[str, Callable[[], None]]:
     stack = LoraStack(SimpleNamespace(unet=unet, text=text, family=family_of(unet.config)))  # type: ignore[arg-type]
     lora, strengths = read_lora(path), itertools.cycle(STRENGTHS)
 
-    def merge() -> None:
+    def fuse() -> None:
         stack.set([(lora, 1.0, 1.0)])
+
+    def undo() -> None:
         stack.set([])
+
+    def merge() -> None:
+        fuse()
+        undo()
 
     def weight() -> None:
         stack.set([(lora, next(strengths), 1.0)])
@@ -82,7 +93,7 @@ def ours(unet: Any, path: Path) -> dict[str, Callable[[], None]]:
         stack.set([(read_lora(path), 1.0, 1.0)])
         stack.set([])
 
-    return {"merge": merge, "weight": weight, "file": file}
+    return {"fuse": fuse, "undo": undo, "merge": merge, "weight": weight, "file": file}
 
 
 def theirs(unet: Any, path: Path) -> dict[str, Callable[[], None]]:
@@ -107,7 +118,14 @@ def theirs(unet: Any, path: Path) -> dict[str, Callable[[], None]]:
         merge()
         unet.unload_lora()
 
-    return {"load": load, "merge": merge, "weight": weight, "file": file}
+    return {
+        "load": load,
+        "fuse": unet.fuse_lora,
+        "undo": unet.unfuse_lora,
+        "merge": merge,
+        "weight": weight,
+        "file": file,
+    }
 
 
 def difference(one: Any, other: Any) -> float:
@@ -118,29 +136,60 @@ def difference(one: Any, other: Any) -> float:
     return max(float((value - found[name]).abs().max()) for name, value in one.state_dict().items())
 
 
+def processor() -> str:
+    """Its name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
 def main() -> None:
-    """Run the race."""
+    """Run the races, the file first: afterwards diffusers has its LoRA loaded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--what", choices=("merge", "weight", "file"), default="merge")
+    parser.add_argument("--what", choices=KINDS, nargs="+", default=KINDS)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         one, other = random_unet(small=args.small), random_unet(small=args.small)
         files = write_lcm_lora(one, Path(folder), args.rank)
         us, them = ours(one, files["kohya"]), theirs(other, files["diffusers"])
-        if args.what != "file":
-            them["load"]()
-        us["weight"]()
-        if args.what != "file":
-            other.fuse_lora()
-            apart = difference(one, other)
-            assert apart < 1e-3, f"the merged weights differ by {apart}"
-            other.unfuse_lora()
-        seconds = by_turns({"fewstep": us[args.what], "diffusers": them[args.what]}, rounds=args.rounds)
-    size = sum(parameter.numel() for parameter in one.parameters())
-    report(seconds, ours="fewstep", what=args.what, rank=args.rank, parameters=size, threads=torch.get_num_threads())
+        size = sum(parameter.numel() for parameter in one.parameters())
+        facts = {"benchmark": "lora_merge", "rank": args.rank, "parameters": size, "clock": args.clock}
+        facts |= {"threads": torch.get_num_threads(), "processor": processor()}
+        facts |= {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft")}
+        for what in sorted(args.what, key=KINDS.index):
+            if what != "file" and not hasattr(other, "peft_config"):
+                them["load"]()
+                facts["difference"] = check(one, other, us)
+            seconds = race(what, us, them, rounds=args.rounds, cpu=args.clock == "cpu")
+            print(f"\n{what}")
+            report(seconds, ours="fewstep", **facts, what=what)
+
+
+def check(one: Any, other: Any, us: dict[str, Callable[[], None]]) -> float:
+    """Both merge: the largest difference of the weights, which must be rounding."""
+    us["fuse"]()
+    other.fuse_lora()
+    apart = difference(one, other)
+    assert apart < 1e-3, f"the merged weights differ by {apart}"
+    other.unfuse_lora()
+    us["undo"]()
+    return apart
+
+
+def race(what: str, us: dict[str, Any], them: dict[str, Any], *, rounds: int, cpu: bool) -> dict[str, list[float]]:
+    """By turns; what is merged is taken out again off the clock."""
+    return by_turns(
+        {"fewstep": us[what], "diffusers": them[what]},
+        rounds=rounds,
+        clock=time.process_time if cpu else time.perf_counter,
+        afterwards={"fewstep": us["undo"], "diffusers": them["undo"]} if what == "fuse" else None,
+    )
 
 
 if __name__ == "__main__":

@@ -9,18 +9,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
-def by_turns(contestants: Mapping[str, Callable[[], Any]], *, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of every run, A B A B ...; the warm-up runs are not counted."""
-    for _ in range(warm_up):
-        for run in contestants.values():
-            run()
+def by_turns(
+    contestants: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+    afterwards: Mapping[str, Callable[[], Any]] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of every run, A B A B ...; the warm-up runs are not counted, nor what is done `afterwards`.
+
+    On a machine with other work use the clock `time.process_time`, with one thread.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(rounds):
+    for _ in range(warm_up + rounds):
         for name, run in contestants.items():
-            started = time.perf_counter()
+            started = clock()
             run()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+            seconds[name].append(clock() - started)
+            if afterwards:
+                afterwards[name]()
+    return {name: times[warm_up:] for name, times in seconds.items()}
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:

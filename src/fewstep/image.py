@@ -68,6 +68,8 @@ def open_any(source: Source, what: str) -> Image.Image:
         raise ImageError(f"The {what} '{path}' does not exist. Check the path.")
     if path.is_dir():
         raise ImageError(f"The {what} '{path}' is a folder. Give a picture file.")
+    if not path.is_file():
+        raise ImageError(f"The {what} '{path}' is a pipe or a device. Give a picture file.")
     try:
         with Image.open(path) as image:
             image.load()

@@ -6,7 +6,7 @@ Plain values only: the same plan is carried out by any back end. Nothing here im
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -193,7 +193,7 @@ def plan_of(request: Request, defaults: Defaults, start: Start | None = None) ->
         image=None if image is None else fit(image, size),
         mask=None if image is None or mask is None else fit_mask(mask, image.size, size),
         hashes=_hashes(image, mask),
-        notes=_notes(request, found, guidance, defaults.embedded),
+        notes=(*_notes(request, found, guidance, defaults.embedded), *_noise_note(request, sampler, times)),
         window=_window(request.tile, size, defaults.size_px, known=strength < 1),
     )
 
@@ -250,6 +250,16 @@ def _strength(request: Request) -> float:
     if request.strength is not None:
         return request.strength
     return IMAGE_STRENGTH if request.mask is None else 1.0
+
+
+def _noise_note(request: Request, sampler: Sampler, times: Sequence[float]) -> tuple[str, ...]:
+    if len(times) in (few := sampler.noise_at):
+        return (f"{sampler.label} paints noise at {few[0]} to {few[-1]} steps. Use 10 or more, or another sampler.",)
+    if request.image is None and times[0] <= 1:
+        return (
+            "With this schedule 1 step begins at timestep 1, and paints noise. Use 3 or more, or another schedule.",
+        )
+    return ()
 
 
 def _notes(request: Request, found: tuple[Stage, ...], guidance: float, embedded: bool) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def damaged(kind, folder):
         ("old pickle", "pickle"),
         ("zip pickle", "pickle"),
         ("lfs", "git lfs pull"),
-        ("folder", "cannot be opened"),
+        ("folder", "is a folder and not a file"),
         ("nan", "NaN or infinity.*'bad'"),
         ("inf in half", "NaN or infinity"),
         ("ckpt", "pickle"),
@@ -132,3 +132,12 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         write_json(tmp_path / "file" / "x.json", {})
+
+
+@pytest.mark.parametrize("length", [640, 0x4B50, 0x3C20, 0x10280])
+def test_a_header_whose_length_looks_like_another_format(length, tmp_path):
+    """The length's bytes are a pickle's, a zip's or a web page's beginning."""
+    entry = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + entry.ljust(length) + bytes(4))
+    assert read_header(path)[0] == {"a": (1,)}

@@ -143,6 +143,10 @@ def test_unknown_names(key):
         ("set_weight", "set_weight"),
         ("lora_B.bias", "bias"),
         ("lora_up.bias", "bias"),
+        ("ia3_l", "ia3_l"),
+        ("oft_R.weight", "oft_R"),
+        ("boft_R", "boft_R"),
+        ("boft_s", "boft_s"),
     ],
 )
 def test_parts_of_every_family(ending, part):
@@ -155,9 +159,7 @@ def test_parts_of_every_family(ending, part):
     ("ending", "label"),
     [
         ("oft_diag", "an OFT in the first LyCORIS form"),
-        ("oft_R.weight", "an OFT or BOFT in PEFT's form"),
-        ("boft_s", "an OFT or BOFT in PEFT's form"),
-        ("ia3_l", "an IA3 in PEFT's form"),
+        ("oft_r", "an OFT in the form of PEFT before 0.15"),
     ],
 )
 def test_formats_that_are_not_read(ending, label):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fewstep.checkpoints.bake import bake_guidance
 from fewstep.checkpoints.load import load_model, load_stored
 from fewstep.checkpoints.save import modules_of, named, save_model
 from fewstep.checkpoints.save_single import save_single
@@ -71,7 +72,7 @@ def test_miniatures_with_their_own_tokenizer_come_back(tmp_path, kind):
     assert (found.family, found.schedule, found.sampling) == (whole.family, whole.schedule, whole.sampling)
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd2", "sdxl", "ssd1b", "vega"])
+@pytest.mark.parametrize("kind", ["sd15", "sd2", "inpainting", "sdxl", "ssd1b", "vega"])
 def test_diffusers_reads_it_to_the_same_weights(kind):
     import diffusers
 
@@ -82,6 +83,18 @@ def test_diffusers_reads_it_to_the_same_weights(kind):
         ours, other = named(module), named(getattr(theirs, part))
         assert ours.keys() == other.keys()
         assert all(torch.equal(tensor, other[name]) for name, tensor in ours.items()), part
+
+
+def test_diffusers_reads_a_full_lcm_once_its_guidance_is_baked_in(tmp_path):
+    """With the embedding diffusers leaves its weight on the meta device, whoever wrote the file."""
+    import diffusers
+
+    model = load_stored(whole_folder("lcm"))
+    bake_guidance(model, 7.0)
+    path, folder = save_single(model, tmp_path / "x.safetensors"), save_model(model, tmp_path / "x")
+    found = diffusers.StableDiffusionPipeline.from_single_file(str(path), config=str(folder), local_files_only=True)
+    ours, theirs = named(model.unet), named(found.unet)
+    assert ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 # ---- layouts and number formats
@@ -141,8 +154,32 @@ def test_number_formats(tmp_path, dtype):
     stored = load_stored(path)
     assert stored.unet.conv_in.weight.dtype == stored.dtype == dtype
     again = load_file(save_single(stored, tmp_path / "again.safetensors"))
-    assert all(torch.equal(tensor.float(), again[name].float()) for name, tensor in load_file(path).items())
+    folder = save_model(stored, tmp_path / "folder")
+    through = load_file(save_single(load_stored(folder), tmp_path / "through.safetensors"))
+    for name, tensor in load_file(path).items():
+        for other in (again[name], through[name]):
+            assert other.dtype == dtype and torch.equal(tensor.float(), other.float())
     assert load_model(path, device="cpu").unet.conv_in.weight.dtype == torch.float32
+
+
+def test_v_prediction_comes_back(tmp_path):
+    path = foreign("sd2", tmp_path / "x.safetensors")
+    folder = save_model(load_stored(path, prediction="v"), tmp_path / "folder")
+    again = save_single(load_stored(folder), tmp_path / "again.safetensors")
+    for place in (folder, again):
+        assert load_model(place, device="cpu").schedule.prediction == "v_prediction"
+    theirs, ours = load_file(path), load_file(again)
+    assert theirs.keys() == ours.keys() and all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+@pytest.mark.parametrize("layout", ["average", "unet alone"])
+def test_what_is_completed_or_averaged_comes_back_too(tmp_path, layout):
+    edit = averaged if layout == "average" else unet_alone
+    path, base = foreign("sd15", tmp_path / "x.safetensors", edit), whole_folder("sd15")
+    model = load_stored(path, base=None if layout == "average" else base)
+    folder = save_model(model, tmp_path / "folder")
+    again = save_single(load_stored(folder), tmp_path / "again.safetensors")
+    assert same(load_stored(again), load_stored(base))
 
 
 def test_a_whole_open_clip_tower_loses_its_last_layer(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fewstep.checkpoints.bake import bake_guidance
+from fewstep.checkpoints.embedding import read_embedding
 from fewstep.checkpoints.load import load_model, load_stored
 from fewstep.checkpoints.lora import read_lora, stack_of, write_lora
 from fewstep.checkpoints.lora_metadata import LCM_SAMPLING
@@ -104,6 +105,30 @@ def test_pickles_are_refused_unless_trusted_and_never_run(tmp_path, capsys):
     torch.save({"state_dict": {"a": Bomb()}}, tmp_path / "bomb.ckpt")
     assert main(["convert", str(tmp_path / "bomb.ckpt"), str(out), "--trust-pickle"]) == 2
     assert not (tmp_path / "ran").exists() and not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "keys"),
+    [
+        ({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 32)}, "name": "x"}, {"emb_params"}),
+        ({"<night>": torch.ones(32)}, {"<night>"}),
+        ({"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 64)}, {"clip_l", "clip_g"}),
+    ],
+)
+def test_a_pickled_textual_inversion_is_written_safely(content, keys, tmp_path, capsys):
+    old, new = tmp_path / "night.pt", tmp_path / "night.safetensors"
+    torch.save(content, old)
+    assert main(["convert", str(old), str(new)]) == 2 and "pickle" in capsys.readouterr().err
+    assert main(["convert", "--trust-pickle", str(old), str(tmp_path / "folder")]) == 2
+    assert ".safetensors" in capsys.readouterr().err and not new.exists()
+    assert main(["convert", "--trust-pickle", str(old), str(new)]) == 0
+    assert "textual inversion" in capsys.readouterr().out and load_file(new).keys() == keys
+    found = read_embedding(new)
+    assert set(found.vectors) == ({"text_encoder", "text_encoder_2"} if "clip_g" in keys else {"text_encoder"})
+    assert torch.equal(found.vectors["text_encoder"], torch.ones(1 if "<night>" in keys else 2, 32))
+    torch.save({"emb_params": torch.full((1, 32), float("nan"))}, tmp_path / "wild.pt")
+    assert main(["convert", "--trust-pickle", str(tmp_path / "wild.pt"), str(tmp_path / "wild.safetensors")]) == 2
+    assert not (tmp_path / "wild.safetensors").exists()
 
 
 def test_metadata_of_a_file_is_kept(tmp_path):

@@ -4,10 +4,12 @@ import dataclasses
 import json
 from functools import partialmethod
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from fewstep.cli import distill as cli
 from fewstep.distill import batch_size, objectives, students, terms, trainer
 from fewstep.distill.batch_size import Setting, find_batch, largest, with_batch
 from fewstep.distill.measured import measured
@@ -16,6 +18,7 @@ from fewstep.distill.run import begin
 from fewstep.distill.terms import Draw
 from fewstep.distill.times import Times
 from fewstep.distill.trainer import train
+from fewstep.distill.world import world_of
 from fewstep.errors import RecipeError
 from fewstep.models.text import Text
 from tests.distill.conftest import FULL, LORA, MATCHING
@@ -185,6 +188,17 @@ def test_too_much_is_what_the_limit_or_the_machine_says(monkeypatch, tmp_path):
         find_batch(Recipe(batch=16), Setting(None, tmp_path, "cpu", memory_gb=0.1))
     with pytest.raises(RecipeError, match="--memory-gb"):
         find_batch(Recipe(), Setting(None, tmp_path, "cpu"))
+
+
+def test_the_search_for_a_batch_takes_base_and_vae_along(monkeypatch, tmp_path):
+    """A UNet alone is completed in the tries as it is for the training."""
+    asked = []
+    monkeypatch.setattr(batch_size, "find_batch", lambda recipe, setting, say: asked.append(setting) or recipe)
+    monkeypatch.setattr(cli, "_data", lambda arguments, load, world: SimpleNamespace(folder=tmp_path))
+    options = {"stream": False, "model": "unet.safetensors", "base": "whole", "vae": None, "prediction": "v"}
+    arguments = SimpleNamespace(memory_gb=8.0, json=True, **options)
+    cli._found_batch(arguments, Recipe(batch=4), world_of(), lambda: None)
+    assert asked[0].parts == {"base": "whole", "vae": None, "prediction": "v"}
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.checkpoints.files import read_header, read_tensors
+from fewstep.checkpoints.files import read_header, read_pickle, read_tensors
 from fewstep.errors import CheckpointError, LoraError
 from fewstep.sampling.arrays import Array
 
@@ -26,6 +26,9 @@ _ENCODERS = {
     "clip_g": "text_encoder_2",
 }
 """How a tensor's name ends -> the encoder it is for."""
+
+_LARGEST = 1 << 26
+"""Bytes: vectors of a few words take some thousands."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,18 @@ def read_embedding(path: str | Path) -> Embedding:
     tensors = read_tensors(path)
     found = {"text_encoder": tensors[word]} if word else {_ENCODERS[key]: tensors[key] for key in keys}
     return _embedding(word or path.stem, found, path.name)
+
+
+def pickled_embedding(path: Path) -> dict[str, Array] | None:
+    """The tensors of a textual inversion in a pickle, by their names in a .safetensors file; None for other pickles.
+
+    Raises CheckpointError as `read_pickle` does.
+    """
+    if path.is_file() and path.stat().st_size > _LARGEST:
+        return None
+    tensors = read_pickle(path)
+    alone = len(tensors) == 1 and all(tensor.ndim < 3 for tensor in tensors.values())
+    return tensors if alone or is_embedding(tensors) else None
 
 
 def bundled(tensors: Mapping[str, Array], file: str) -> tuple[Embedding, ...]:

@@ -31,21 +31,30 @@ _REFUSED = (
 
 def read_json(path: Path) -> dict[str, Any]:
     """A json object from a file; raises CheckpointError when it is missing, unreadable or not an object."""
+    check_plain(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"'{path}' is missing: the model folder is incomplete. Copy it again.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' cannot be read as json ({_line(error)}). Copy it again.") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"'{path}' holds a json {type(found).__name__} where an object is wanted.")
     return found
 
 
+def check_plain(path: Path) -> None:
+    """Raises CheckpointError for what is there and no file: a folder, or a pipe, which could be waited for forever."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a pipe or a device"
+        raise CheckpointError(f"'{path}' is {what} and not a file. Give the file itself.")
+
+
 def check_format(path: Path) -> None:
     """Raises CheckpointError when `path` is missing, empty, a folder, a pickle or not safetensors."""
     if path.suffix.lower() in PICKLES:
         raise CheckpointError(f"'{path}' is refused: {_REFUSED}.")
+    check_plain(path)
     try:
         with path.open("rb") as file:
             head = file.read(24)
@@ -53,9 +62,10 @@ def check_format(path: Path) -> None:
         raise CheckpointError(f"'{path}' does not exist.") from None
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be opened ({error.strerror}).") from None
-    if head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    other = head[8:9] != b"{"  # a safetensors file begins with a number, whose bytes may be any of these marks
+    if other and head[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise CheckpointError(f"'{path}' is refused: whatever its name says, {_REFUSED}.")
-    if head.lstrip().startswith(b"<"):
+    if other and head.lstrip().startswith(b"<"):
         raise CheckpointError(f"'{path}' is a web page and not the file itself. Download it again.")
     if head.startswith(b"version https://git"):
         raise CheckpointError(f"'{path}' is a Git LFS pointer and not the file itself. Run: git lfs pull")
@@ -94,10 +104,12 @@ def read_tensors(path: Path, *, finite: bool = True, only: Collection[str] | Non
 def read_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a .ckpt or .pt file of weights, without running what else is in it (torch's weights_only).
 
-    Raises CheckpointError when the file is missing or holds anything but numbers, texts and tensors.
+    A textual inversion's vectors are called emb_params, as in its .safetensors form. Raises CheckpointError when the
+    file is missing or holds anything but numbers, texts and tensors.
     """
     import torch
 
+    check_plain(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except FileNotFoundError:
@@ -108,6 +120,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             "safetensors version."
         ) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
+    if isinstance(vectors := found.get("string_to_param"), dict):
+        found = {"emb_params": next(iter(vectors.values()), None)}
     tensors = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise CheckpointError(f"'{path}' holds no weights by name.")

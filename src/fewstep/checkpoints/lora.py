@@ -55,8 +55,9 @@ class LoraStack:
     """The LoRAs merged into one model's weights, in place. Take a model's from `stack_of`.
 
     `state` tells what is merged. Setting the same again does nothing; any other stack is merged anew from the untouched
-    weights, which are kept on the CPU while they differ from the model's: `set([])` restores every bit of them. What
-    was merged before and is worth keeping is kept, up to `CACHE_BYTES`.
+    weights, which are kept on the CPU while they differ from the model's: `set([])` restores every bit of them. On a
+    CPU they are not copied, but put aside, and the merged ones' memory stays for the next LoRA: new memory costs more
+    than a merge. What was merged before and is worth keeping is kept, up to `CACHE_BYTES`.
     """
 
     def __init__(self, model: Model) -> None:
@@ -66,6 +67,7 @@ class LoraStack:
         self._family = model.family
         self._weights = weights_of(model)
         self._base: dict[str, Tensor] = {}
+        self._spare: dict[str, Tensor] = {}
         self._worth_keeping = False
         self._cache = _Cache(CACHE_BYTES)
 
@@ -102,7 +104,10 @@ class LoraStack:
     def _merge(self, name: str, parts: Iterable[tuple[Layer, float]], held: Tensor | None) -> None:
         weight, base = self._weights[name], self._base.get(name)
         if base is None:
-            base = self._base[name] = weight.detach().to("cpu", copy=True)
+            base = self._base[name] = weight.detach().to("cpu")
+            if base.device == weight.device:
+                spare = self._spare.pop(name, None)
+                weight.data = base.clone() if spare is None else spare.copy_(base)
         elif held is None and weight.dtype == torch.float32:
             weight.copy_(base)
         if held is not None:
@@ -121,8 +126,11 @@ class LoraStack:
         return bool(found) and not (on_cpu and all(isinstance(layer, LoraLayer) for layer in layers))
 
     def _restore(self, name: str) -> None:
-        self._weights[name].copy_(self._base[name])
-        del self._base[name]
+        weight, base = self._weights[name], self._base.pop(name)
+        if base.device == weight.device:
+            self._spare[name], weight.data = weight.data, base
+        else:
+            weight.copy_(base)
 
     def _restore_all(self) -> None:
         for name in list(self._base):

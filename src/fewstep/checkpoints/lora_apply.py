@@ -159,7 +159,11 @@ def additions(
     notes: list[str] = []
     for lora, strength in map(strength_of, merges):
         strength_at = strength.by_weight(text_encoders)
-        layers = {f"unet.{name}": layer for name, layer in lora.layers.items()} | lora.text_layers
+        layers = {
+            name: layer
+            for name, layer in lora.all_layers.items()
+            if name in shapes or not getattr(layer, "optional", False)
+        }
         wrong = _misfits(layers, shapes)
         if wrong and not lora.lenient:
             raise _misfit(lora, layers, wrong, shapes, label)

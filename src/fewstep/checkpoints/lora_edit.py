@@ -62,10 +62,12 @@ def merge(
         LoraError: one multiplies the model's weights, and `model` is None or does not fit.
     """
     parts: dict[str, list[tuple[Lora, Layer, float]]] = {}
+    bases = {} if model is None else weights_of(model)
     for lora, weight in loras:
         for name, layer in lora.all_layers.items():
+            if bases and name not in bases and getattr(layer, "optional", False):
+                continue
             parts.setdefault(name, []).append((lora, layer, weight))
-    bases = {} if model is None else weights_of(model)
     merged = {name: _sum(name, found, bases.get(name)) for name, found in parts.items()}
     return {name: shrunk(name, layer, size) for name, layer in merged.items()} if size else merged
 

@@ -6,9 +6,10 @@
 | Loha      | alpha/r · (a1 b1) ⊙ (a2 b2), each perhaps in Tucker form        | 2108.06098 prop. 1 to 3        |
 | Lokr      | alpha/r · w1 ⊗ w2, each whole, a product or in Tucker form      | 2309.14859                     |
 | Glora     | alpha/r · (W a1 a2 + b1 b2)                                     | 2306.07967, as LyCORIS has it  |
-| Ia3       | W ⊙ l, by row or (on_input) by column                           | 2205.05638, with l - 1 as l    |
+| Ia3       | W ⊙ l, by row or (on_input) by column; PEFT's of biases too     | 2205.05638, with l - 1 as l    |
 | Oft       | s Rᵀ W - W, R blocks on the diagonal, by Cayley from skew Q     | 2306.07280                     |
 | Boft      | s R_m ... R_1 W - W, a butterfly of such blocks                 | 2311.06243                     |
+| PeftOft, PeftBoft | the same of the inputs, W Rᵀ, with PEFT's Cayley maps   | peft 0.21, tuners/oft and boft |
 | Tlora     | alpha/r · (p λ q - U S Vᵀ), singular triplets of W it began at  | 2507.05964, as LyCORIS has it  |
 | Diff      | the difference itself; also of norms and of biases              | LyCORIS "full", ComfyUI        |
 | SetWeight | new - W                                                         | ComfyUI                        |
@@ -28,11 +29,13 @@ from math import prod
 from typing import Any, ClassVar
 
 from fewstep.checkpoints.lora_products import Glora, Layer, Loha, Lokr, LoraLayer, Shape, flat, like, scale_of
+from fewstep.checkpoints.lora_rotations import Boft, Oft, PeftBoft, PeftOft, Rankless
 from fewstep.errors import LoraError
 from fewstep.sampling.arrays import Array, namespace
 
 __all__ = [
     "FAMILIES",
+    "BiasIa3",
     "Diff",
     "Dora",
     "Layer",
@@ -47,14 +50,8 @@ __all__ = [
 ]
 
 
-class _Rankless:
-    @property
-    def rank(self) -> None:
-        return None
-
-
 @dataclass(frozen=True, eq=False)
-class Ia3(_Rankless):
+class Ia3(Rankless):
     """One number for each output, or for each input."""
 
     label: ClassVar[str] = "IA3"
@@ -74,63 +71,13 @@ class Ia3(_Rankless):
 
 
 @dataclass(frozen=True, eq=False)
-class Oft(_Rankless):
-    """Blocks [K, N, N] that rotate the outputs, and perhaps `rescale` [out, 1, ...]; alpha bounds the norm of Q."""
+class BiasIa3(Ia3):
+    """One number for each output, of its bias; for nothing where there is no bias."""
 
-    label: ClassVar[str] = "OFT"
-    oft_blocks: Array
-    rescale: Array | None = None
-    alpha: float | None = None
-
-    @property
-    def shape(self) -> Shape | None:
-        blocks = self.oft_blocks.shape
-        fits = len(blocks) == 3 and blocks[1] == blocks[2]
-        return (blocks[0] * blocks[1], None) if fits and self._scales(blocks[0] * blocks[1]) else None
-
-    def _scales(self, out: int) -> bool:
-        return self.rescale is None or prod(self.rescale.shape) == out
-
-    def _rotations(self, base: Array) -> Array:
-        """R = (I + Q) (I - Q)^-1 of every block; Q is skew, its norm over all blocks at most alpha · out."""
-        xp, blocks = namespace(base), like(self.oft_blocks, base)
-        q, bound = blocks - blocks.swapaxes(-1, -2), (self.alpha or 0.0) * len(base)
-        norm = float((q * q).sum()) ** 0.5
-        q = q * (bound / norm) if 0 < bound < norm else q
-        eye = like(xp.eye(q.shape[-1]), base)
-        return (eye + q) @ xp.linalg.inv(eye - q)
-
-    def _turned(self, base: Array) -> Array:
-        r_KNN = self._rotations(base)
-        return r_KNN.swapaxes(-1, -2) @ base.reshape(*r_KNN.shape[:2], -1)
+    optional: ClassVar[bool] = True
 
     def delta(self, base: Array) -> Array:
-        turned = self._turned(base).reshape(len(base), -1)
-        scale = 1.0 if self.rescale is None else like(self.rescale, base).reshape(-1, 1)
-        return turned * scale - flat(base)
-
-
-@dataclass(frozen=True, eq=False)
-class Boft(Oft):
-    """As OFT with blocks [M, K, N, N]: stage i rotates rows that stand 2^i · N/2 apart."""
-
-    label: ClassVar[str] = "BOFT"
-
-    @property
-    def shape(self) -> Shape | None:
-        stages, count, size, other = self.oft_blocks.shape
-        out = count * size
-        fits = size == other and size % 2 == 0 and out % (2**stages * size // 2) == 0 and self._scales(out)
-        return (out, None) if fits else None
-
-    def _turned(self, base: Array) -> Array:
-        turned, rest = flat(base), prod(base.shape[1:])
-        for stage, r_KNN in enumerate(self._rotations(base)):
-            apart = 2**stage * r_KNN.shape[-1] // 2
-            pairs = turned.reshape(-1, 2, apart, rest).swapaxes(1, 2)
-            mixed = r_KNN @ pairs.reshape(*r_KNN.shape[:2], rest)
-            turned = mixed.reshape(-1, apart, 2, rest).swapaxes(1, 2).reshape(len(base), rest)
-        return turned
+        return base * like(self.weight, base).reshape(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +122,7 @@ class Tlora:
 
 
 @dataclass(frozen=True, eq=False)
-class Diff(_Rankless):
+class Diff(Rankless):
     """A difference of the whole weight, norm or bias."""
 
     label: ClassVar[str] = "full difference"
@@ -191,7 +138,7 @@ class Diff(_Rankless):
 
 
 @dataclass(frozen=True, eq=False)
-class SetWeight(_Rankless):
+class SetWeight(Rankless):
     """A new weight in the place of the old."""
 
     label: ClassVar[str] = "set_weight"
@@ -237,7 +184,9 @@ class Dora:
         return changed * ratio.reshape([1 if axis in others else -1 for axis in range(base.ndim)]) - base
 
 
-FAMILIES: tuple[type[Any], ...] = (LoraLayer, Loha, Lokr, Glora, Ia3, Oft, Tlora, Diff, SetWeight)
+FAMILIES: tuple[type[Any], ...] = (
+    *(LoraLayer, Loha, Lokr, Glora, Ia3, Oft, PeftOft, PeftBoft, Tlora, Diff, SetWeight),
+)
 """A family is recognised by its parts, which `lora_keys` finds at the ends of names: they are its class's fields."""
 
 

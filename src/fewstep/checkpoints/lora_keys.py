@@ -69,6 +69,8 @@ _PARTS: dict[str, str] = {
     **{part: rf"\.{part}" for part in ("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
     **{part: rf"\.{part}\.weight" for part in ("a1", "a2", "b1", "b2", "bm", "q_layer", "p_layer")},
     **{part: rf"\.{part}" for part in ("lambda_layer", "oft_blocks", "rescale", "on_input", "set_weight")},
+    "oft_R": r"\.oft_R(?:\.[^.]+)?\.weight",
+    **{part: rf"\.{part}(?:\.[^.]+)?" for part in ("ia3_l", "boft_R", "boft_s")},
     "diff": r"\.diff|\.w_norm",
     "diff_b": r"\.diff_b|\.b_norm",
     "weight": r"\.weight",
@@ -102,8 +104,7 @@ _BLOCKS_PER_LEVEL = 3  # two residual blocks and a change of size, in every publ
 
 _UNSUPPORTED: tuple[tuple[str, str], ...] = (
     ("an OFT in the first LyCORIS form", r"\.oft_diag$"),
-    ("an OFT or BOFT in PEFT's form", r"\.b?oft_[RrSs](\.|$)"),
-    ("an IA3 in PEFT's form", r"\.ia3_l(\.|$)"),
+    ("an OFT in the form of PEFT before 0.15", r"\.oft_[rs](\.|$)"),
     ("a ControlNet-LLLite", r"^lllite_"),
     (
         "a LoRA for a transformer or Kandinsky model",

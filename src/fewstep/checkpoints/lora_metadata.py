@@ -82,12 +82,42 @@ class PeftConfigs:
         With rsLoRA (arXiv 2312.03732) the strength is alpha / sqrt(rank), told here as an alpha of alpha * sqrt(rank).
         """
         config = self.configs.get(component, {})
-        alpha = config.get("lora_alpha", config.get("alpha", rank))  # "alpha" is LoHa's and LoKr's
-        for pattern, own in (config.get("alpha_pattern") or {}).items():
-            if re.fullmatch(rf"(?:.*\.)?(?:{pattern.replace('text_model.', '')})", module):
-                alpha = own
-                break
+        alpha = _of(config, "alpha", module, config.get("lora_alpha", config.get("alpha", rank)))  # LoHa's and LoKr's
         return float(alpha) * (rank**0.5 if config.get("use_rslora") else 1.0)
+
+    def whole_scale(self, component: str, module: str) -> float:
+        """alpha / rank of a LoKr whose factors are whole, which no shape tells: PEFT applies it, LyCORIS does not."""
+        config = self.configs.get(component, {})
+        rank = int(_of(config, "rank", module, config.get("r", 0)))
+        return self.alpha(component, module, rank=rank) / rank if rank else 1.0
+
+    def numbers(self, component: str, module: str, part: str, *, name: str) -> dict[str, float]:
+        """What the config says of a module's `ia3_l` or `oft_R`; raises LoraError where there is no config."""
+        config = self.configs.get(component)
+        if not config:
+            raise LoraError(
+                f"'{name}' has '{part}' of the module '{module}' without PEFT's configuration, which says how it is "
+                "meant. Keep its adapter_model.safetensors and adapter_config.json together."
+            )
+        if part == "ia3_l":
+            return {"on_input": float(_is_named(module, config.get("feedforward_modules") or ()))}
+        terms = config.get("num_cayley_neumann_terms", 5) if config.get("use_cayley_neumann", True) else 0
+        return {"terms": float(terms), "bound": float(config.get("eps", 6e-5)) if config.get("coft") else 0.0}
+
+
+def _of(config: Mapping[str, Any], what: str, module: str, usual: Any) -> Any:
+    """The entry of `alpha_pattern` or `rank_pattern` for this module, else the usual one."""
+    for pattern, own in (config.get(f"{what}_pattern") or {}).items():
+        if re.fullmatch(rf"(?:.*\.)?(?:{pattern.replace('text_model.', '')})", module):
+            return own
+    return usual
+
+
+def _is_named(module: str, names: Any) -> bool:
+    """PEFT's rule for lists of modules: a pattern for the whole name, or names that it ends in."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names)
 
 
 def peft_configs(metadata: Mapping[str, str], path: Path) -> PeftConfigs:
@@ -103,7 +133,7 @@ def peft_configs(metadata: Mapping[str, str], path: Path) -> PeftConfigs:
                 return PeftConfigs()
             text = beside.read_text(encoding="utf-8")
         return PeftConfigs({name: _checked(config) for name, config in _by_component(json.loads(text)).items()})
-    except (OSError, ValueError, AttributeError, TypeError, re.error):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError, re.error):
         raise LoraError(
             f"'{path.name}' has a PEFT configuration that cannot be read, so its strength is unknown. Get it again."
         ) from None
@@ -194,11 +224,13 @@ def _by_component(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:
     """The same config; raises where a strength is not a number or a pattern is not one."""
-    patterns: dict[str, Any] = config.get("alpha_pattern") or {}
-    for pattern, alpha in patterns.items():
-        re.compile(pattern)
-        float(alpha)
-    float(config.get("lora_alpha", 0))
+    for what in ("alpha_pattern", "rank_pattern"):
+        patterns: dict[str, Any] = config.get(what) or {}
+        for pattern, number in patterns.items():
+            re.compile(pattern)
+            float(number)
+    for number in ("lora_alpha", "alpha", "r", "eps", "num_cayley_neumann_terms"):
+        float(config.get(number) or 0)
     return config
 
 

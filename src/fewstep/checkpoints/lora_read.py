@@ -7,14 +7,14 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from fewstep.checkpoints.description import Sampling
 from fewstep.checkpoints.embedding import Embedding, bundled, is_embedding
 from fewstep.checkpoints.files import read_arrays, read_header, read_tensors
-from fewstep.checkpoints.lora_families import Diff, Layer, alpha_of, build, tensors_of, with_alpha
+from fewstep.checkpoints.lora_families import BiasIa3, Diff, Layer, Lokr, alpha_of, build, tensors_of, with_alpha
 from fewstep.checkpoints.lora_keys import Component, Key, parse_key, unsupported
 from fewstep.checkpoints.lora_metadata import PeftConfigs, peft_configs, sampling_of, tensor_hash
 from fewstep.errors import CheckpointError, LoraError
@@ -159,12 +159,21 @@ def _of_module(
 ) -> Iterator[tuple[str, Layer]]:
     """What a module's parts add to its weight, and to its bias."""
     numbers = {part: _number(name, module, part, parts[part]) for part in ("alpha", "on_input") if part in parts}
+    if found := parts.keys() & {"ia3_l", "oft_R"}:
+        part = found.pop()
+        numbers |= configs.numbers(component, module, part, name=name)
+    if "ia3_l" in parts:
+        parts = {part: tensor for part, tensor in parts.items() if part != "ia3_l"} | {"weight": parts["ia3_l"] - 1}
+        if not numbers["on_input"]:
+            yield f"{module}.bias", BiasIa3(parts["weight"], 0.0)
     weight_parts = {part: tensor for part, tensor in parts.items() if part not in ("bias", "diff_b")} | numbers
     layer = None
     if weight_parts or not parts.keys() & {"diff_b"}:
         layer = _layer(name, module, weight_parts)
         if "alpha" not in parts and layer.rank is not None:
             layer = with_alpha(layer, configs.alpha(component, module, rank=layer.rank))
+        elif isinstance(layer, Lokr) and layer.rank is None and layer.lokr_w1 is not None:
+            layer = replace(layer, lokr_w1=layer.lokr_w1 * configs.whole_scale(component, module))
         yield module, layer
     if "diff_b" in parts:
         yield f"{module}.bias", Diff(parts["diff_b"])

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from fewstep.checkpoints.files import write_json, write_safetensors
 from fewstep.checkpoints.lora import hashes_of
-from fewstep.checkpoints.lora_families import Diff, Dora, Layer, LoraLayer, alpha_of
+from fewstep.checkpoints.lora_families import BiasIa3, Diff, Dora, Layer, LoraLayer, alpha_of
 from fewstep.checkpoints.lora_metadata import required_metadata
 from fewstep.checkpoints.lora_read import Lora, cross_attention_dim, is_cross, read_lora
+from fewstep.checkpoints.lora_rotations import PeftBoft, PeftOft
 from fewstep.errors import LoraError, OutputError
 
 Naming = Literal["kohya", "diffusers", "peft"]
@@ -32,6 +33,8 @@ _ENDS = {"down": "lora_down.weight", "up": "lora_up.weight", "mid": "lora_mid.we
 _ENDS |= {part: f"{part}.weight" for part in ("a1", "a2", "b1", "b2", "bm", "q_layer", "p_layer")}
 _NOT_KEPT = ("lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "format")
 """Metadata of a file that is wrong of another one made from it."""
+
+_PEFTS_OWN = (PeftOft, PeftBoft, BiasIa3)
 
 
 def save_lora(
@@ -54,6 +57,11 @@ def save_lora(
     path = Path(path)
     if not layers:
         raise LoraError("There are no LoRA layers to write.")
+    if others := next((name for name, layer in layers.items() if isinstance(layer, _PEFTS_OWN)), None):
+        raise LoraError(
+            f"'{others}' is {layers[others].label} in PEFT's own form, which no other naming has keys for. Make it "
+            "plain with --plain --model."
+        )
     layers, alpha = _one_alpha(layers) if naming == "kohya" else (_folded(layers, naming), None)
     tensors = _kohya(layers) if naming == "kohya" else _dotted(layers, naming)
     tensors = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}

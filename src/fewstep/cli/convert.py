@@ -32,7 +32,9 @@ def register(subparsers: Any) -> None:
         help="make a guidance-embedded LCM an ordinary model of one guidance: W = guidance - 1, such as 7",
     )
     parser.add_argument(
-        "--trust-pickle", action="store_true", help="read a .ckpt or .pt file too: its weights, no code in it"
+        "--trust-pickle",
+        action="store_true",
+        help="read a .ckpt, .pt or .bin file too, a model or a textual inversion: its weights, no code in it",
     )
     parser.set_defaults(run=run)
 
@@ -46,9 +48,12 @@ def add_write_options(parser: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reads, checks, writes, says; returns the exit code."""
+    from fewstep.checkpoints.files import PICKLES
     from fewstep.checkpoints.load import load_stored
 
     check_new(arguments.out, force=arguments.force)
+    if arguments.trust_pickle and Path(arguments.model).suffix.lower() in PICKLES and _embedding(arguments):
+        return 0
     model = load_stored(arguments.model, trust_pickle=arguments.trust_pickle, **model_options(arguments))
     if arguments.bake_w is not None:
         from fewstep.checkpoints.bake import bake_guidance
@@ -56,6 +61,23 @@ def run(arguments: argparse.Namespace) -> int:
         bake_guidance(model, arguments.bake_w)
     print(write(model, arguments.out, dtype=arguments.dtype))
     return 0
+
+
+def _embedding(arguments: argparse.Namespace) -> bool:
+    """A pickled textual inversion, written again; says so, and whether it was one."""
+    from fewstep.checkpoints.embedding import pickled_embedding
+    from fewstep.checkpoints.files import check_finite, write_safetensors
+
+    source, out = Path(arguments.model), arguments.out
+    tensors = pickled_embedding(source)
+    if tensors is None:
+        return False
+    if out.suffix != ".safetensors":
+        raise OutputError(f"A textual inversion is written as .safetensors, not as '{out}'. Use {out}.safetensors.")
+    check_finite(tensors, source)
+    write_safetensors(out, {name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+    print(f"{out}: textual inversion, {', '.join(map(str, (list(tensor.shape) for tensor in tensors.values())))}")
+    return True
 
 
 def write(model: Model, out: Path, *, dtype: str | None, metadata: dict[str, str] | None = None) -> str:

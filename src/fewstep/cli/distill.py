@@ -153,7 +153,8 @@ def _found_batch(arguments: argparse.Namespace, recipe: "Recipe", world: "World"
         raise RecipeError("--find-batch tries batches of a cache, which a stream has none of. Leave one of them out.")
     folder = _data(arguments, load, world).folder
     gc.collect()
-    setting = Setting(arguments.model or recipe.model or None, folder, world.device, arguments.memory_gb)
+    path, parts = arguments.model or recipe.model or None, model_options(arguments)
+    setting = Setting(path, folder, world.device, arguments.memory_gb, parts)
     say = (lambda text: None) if arguments.json else _say
     found = on_first(world, lambda: find_batch(recipe, setting, say=say))
     if world.first:

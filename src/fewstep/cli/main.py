@@ -23,6 +23,8 @@ COMMANDS = (
     *("lora", "convert", "merge", "export", "serve"),
 )
 INTERRUPTED = 130
+LONGEST = 600
+"""Of an error, in characters: what it quotes may be a whole page."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -94,5 +96,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _fail(message: str, code: int) -> int:
+    message = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+    message = message if len(message) <= LONGEST else f"{message[: LONGEST - 3]}..."
     print(f"fewstep: error: {message}" if code != INTERRUPTED else f"fewstep: {message}", file=sys.stderr)
     return code

@@ -6,8 +6,8 @@ so GPU and CPU are tried in one way.
 
 import multiprocessing
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ STEPS = 2
 @dataclass(frozen=True)
 class Setting:
     """What is tried besides the recipe: model (folder, file or name; None is the embedded one), cache, device, and the
-    memory in GB (1e9 bytes) that may be used; None means all of a GPU's.
+    memory in GB (1e9 bytes) that may be used; None means all of a GPU's. `parts` are `load_model`'s base and vae.
     """
 
     model: str | None
     cache: Path
     device: str
     memory_gb: float | None = None
+    parts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_batch(recipe: Recipe, setting: Setting, *, say: Callable[[str], None] = lambda text: None) -> Recipe:
@@ -118,7 +119,7 @@ def _peak_gb(recipe: Recipe, setting: Setting) -> float:
     from fewstep.distill.run import begin
     from fewstep.distill.trainer import take_step
 
-    model: Any = load_model(setting.model, device=setting.device, dtype="fp32")
+    model: Any = load_model(setting.model, device=setting.device, dtype="fp32", **setting.parts)
     short = replace(recipe, accumulate=min(recipe.accumulate, 2), steps=STEPS, look_every=0)
     with tempfile.TemporaryDirectory() as folder:
         run = begin(short, model, LatentCache(setting.cache), folder=folder)

@@ -69,7 +69,8 @@ class Sampler:
     `label` is its name in A1111's metadata, `table` its usual timesteps, `last` where its final step ends (-1 clean,
     0 the least noise of the schedule), `history` how many `Past` it looks at, `noisy` whether it wants fresh noise.
     `automatic` is what A1111 takes for the schedule type Automatic, if that is another table; `discard` as in
-    `timesteps`; `alone` says that its steps follow the picture, so that pictures must not share a batch.
+    `timesteps`; `alone` says that its steps follow the picture, so that pictures must not share a batch; `noise_at`
+    are the numbers of steps at which it paints noise.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Sampler:
     discard: bool = False
     alone: bool = False
     walk: Callable[[Array, Sequence[float], Noise], Walk] | None = None
+    noise_at: range = range(0)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ SAMPLERS: dict[str, Sampler] = {
         Sampler("plms", "PLMS", None, "trailing", 0, automatic="ddim", walk=plms),
         Sampler("heun", "Heun", None, "trailing", CLEAN, automatic="uniform", walk=heun),
         Sampler("dpm2", "DPM2", None, "trailing", CLEAN, automatic="karras", discard=True, walk=dpm_2),
-        _solver("dpm_fast", "DPM fast", walk=dpm_fast),
+        _solver("dpm_fast", "DPM fast", walk=dpm_fast, noise_at=range(2, 6)),
         _solver("dpm_adaptive", "DPM adaptive", alone=True, walk=dpm_adaptive),
         _noisy("restart", "Restart", automatic="karras", walk=restart),
         _noisy("dpm2_a", "DPM2 a", automatic="karras", discard=True, walk=dpm_2_a),
