@@ -44,8 +44,8 @@ SMALL_ONES = {
 
 
 def quick(path):
-    """Three methods on SD 1.5 and one on SSD-1B run always; the rest, which take longer, on request."""
-    wanted = path.stem in ("lcm-sd15", "lcm-lora-sd15", "pcm-lora-sd15", "lcm-lora-ssd1b")
+    """Two methods on SD 1.5 run always; the rest, which take longer, on request."""
+    wanted = path.stem in ("lcm-sd15", "lcm-lora-sd15")
     return pytest.param(path, id=path.stem, marks=() if wanted else pytest.mark.slow)
 
 
@@ -145,6 +145,7 @@ def test_accumulation_and_precision_are_counted():
     assert half.activations < one.activations and half.flops == one.flops
 
 
+@pytest.mark.slow
 def test_the_average_walk_is_counted(monkeypatch):
     config, recipe = tiny_unet("pictogram", **TINY).config, make_recipe(SMALL | {"objective": "tdm", "phases": 10})
     average = predict(recipe, config).flops
@@ -175,6 +176,7 @@ def test_the_table_says_memory_and_hours():
     assert cost.hours("A100") == pytest.approx(1 / (312 * 0.35))
 
 
+@pytest.mark.slow
 def test_a_run_is_predicted_before_it_begins(new_run):
     run = new_run(steps=100)
     config = dict(run.model.unet.config)
@@ -196,7 +198,7 @@ def test_eight_bit_moments_take_a_quarter():
     assert whole.moments == 4 * small.moments
 
 
-@pytest.mark.parametrize("student", ["lora", "full"])
+@pytest.mark.parametrize("student", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_critic_is_counted_and_learns(student):
     config = dict(tiny_unet("pictogram", **TINY).config)
     values = {"student": student, "rank": 4, "batch": 2}

@@ -30,8 +30,13 @@ def steps_of(run, count):
 
 @pytest.mark.parametrize(
     "values",
-    [LORA, FULL, MATCHING, LORA | CRITIC, FULL | CRITIC],
-    ids=["lora", "full", "matching", "lora with critic", "full with critic"],
+    [
+        pytest.param(LORA, id="lora"),
+        pytest.param(FULL, id="full"),
+        pytest.param(MATCHING, id="matching"),
+        pytest.param(LORA | CRITIC, id="lora with critic", marks=pytest.mark.slow),
+        pytest.param(FULL | CRITIC, id="full with critic", marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_continues_bit_for_bit(new_run, values):
     whole = new_run(values, folder="whole")

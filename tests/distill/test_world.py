@@ -72,8 +72,8 @@ def slow(*values, id):
     [
         pytest.param(LORA | {"accumulate": 2}, id="accumulate"),
         pytest.param(FULL | SPLIT, id="full-split"),
-        pytest.param(MATCHING, id="matching"),
-        pytest.param(FULL, id="full"),
+        slow(MATCHING, id="matching"),
+        slow(FULL, id="full"),
         slow(LORA | SPLIT, id="lora-split"),
         slow(MATCHING | SPLIT, id="matching-split"),
         slow(LORA | SPLIT | {"checkpointing": True}, id="checkpointing-split"),

@@ -191,7 +191,7 @@ def test_an_mlp_student_comes_near_the_consistency_function():
     assert error_of(student, schedule, 50) < 0.15
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
 def test_the_continuous_student_reaches_the_consistency_function(prediction):
     """Within the finite difference's own error: 0.44 as the teacher."""
     schedule = Schedule(scaled_linear(), prediction)
@@ -245,7 +245,7 @@ def match(student, fake, schedule, *, phases, steps, rate=0.02, count=512):
         falling.step()
 
 
-@pytest.mark.parametrize("phases", [1, 2])
+@pytest.mark.parametrize("phases", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_student_that_draws_learns_the_teachers_distribution(phases):
     schedule = Schedule(scaled_linear(), "v_prediction")
     student, fake = PerPoint(40), PerPoint(40)
