@@ -18,7 +18,8 @@ MODULES = (
     "mid_block.attentions.0.transformer_blocks.0.attn2.to_k",
     "up_blocks.0.resnets.0.conv_shortcut",
 )
-OTHERS = ("lora mid", "loha", "lokr tucker", "glora", "ia3 on outputs", "oft", "dora of rows", "dora of peft", "full")
+OTHERS = ("loha", "oft", "dora of rows", "full")
+MORE = ("lora mid", "lokr tucker", "glora", "ia3 on outputs", "boft", "dora of columns", "dora of peft")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_the_packages_lora_in_every_naming(pipe, tmp_path):
     assert abs(painted(pipe, path) - expected).max() <= 1
 
 
-@pytest.mark.parametrize("form", OTHERS)
+@pytest.mark.parametrize("form", [*OTHERS, *(pytest.param(form, marks=pytest.mark.slow) for form in MORE)])
 def test_every_family_rewritten_and_made_plain(form, pipe, base, tmp_path):
     shapes = {name: tuple(module.weight.shape) for name, module in base.unet.named_modules() if name in MODULES}
     generator, tensors, size = torch.Generator().manual_seed(0), {}, 2.0 if form[:4] in ("loha", "lokr") else 0.5

@@ -11,7 +11,7 @@ from fewstep.sampling.timesteps import TABLES
 from pictogram.samplers import REFERENCES, REMARKS, SMOOTH, STEPS, Easel, product, remarks, samplers_table
 
 DOCS = Path(__file__).parents[2] / "docs"
-SAMPLE = tuple(product())[5::97]
+SAMPLE = tuple(product())[5::197]
 COSTLY = {"dpm_adaptive"}
 
 
