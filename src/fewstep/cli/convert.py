@@ -17,7 +17,7 @@ def register(subparsers: Any) -> None:
     """Add `convert` to the command line."""
     parser = subparsers.add_parser(
         "convert",
-        help="a single file into a folder, or back, or into another number format",
+        help="a model, ControlNet or motion module: file into folder, or back, or another number format",
         description="Write a model as a single file (OUT ends in .safetensors: the original layout, which every "
         "program reads) or as a diffusers folder. Every weight keeps its number format unless --dtype is given.",
         allow_abbrev=False,
@@ -54,6 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_new(arguments.out, force=arguments.force)
     if arguments.trust_pickle and Path(arguments.model).suffix.lower() in PICKLES and _embedding(arguments):
         return 0
+    if found := _beside(arguments):
+        print(found)
+        return 0
     model = load_stored(arguments.model, trust_pickle=arguments.trust_pickle, **model_options(arguments))
     if arguments.bake_w is not None:
         from fewstep.checkpoints.bake import bake_guidance
@@ -78,6 +81,17 @@ def _embedding(arguments: argparse.Namespace) -> bool:
     write_safetensors(out, {name: tensor.detach().contiguous() for name, tensor in tensors.items()})
     print(f"{out}: textual inversion, {', '.join(map(str, (list(tensor.shape) for tensor in tensors.values())))}")
     return True
+
+
+def _beside(arguments: argparse.Namespace) -> str:
+    """What was written of a ControlNet or a motion module; "" for anything else."""
+    from fewstep.checkpoints.beside import is_beside, read_beside, write_beside
+
+    if not is_beside(Path(arguments.model)):
+        return ""
+    network = read_beside(arguments.model)
+    channels = ", ".join(map(str, network.config["block_out_channels"]))
+    return f"{write_beside(network, arguments.out, dtype=arguments.dtype)}: {network.kind}, channels {channels}"
 
 
 def write(model: Model, out: Path, *, dtype: str | None, metadata: dict[str, str] | None = None) -> str:
