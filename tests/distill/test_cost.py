@@ -136,6 +136,7 @@ def test_memory_is_what_the_allocator_gave_in_a_real_step(name, checkpointing):
     assert found.weights == sum({value.data_ptr(): value.nbytes for value in costs._tensors(student)}.values())
 
 
+@pytest.mark.slow
 def test_accumulation_and_precision_are_counted():
     config = tiny_unet("pictogram", **TINY).config
     one, two = (predict(make_recipe(SMALL | {"batch": 16, "accumulate": count}), config) for count in (1, 2))
@@ -198,7 +199,8 @@ def test_eight_bit_moments_take_a_quarter():
     assert whole.moments == 4 * small.moments
 
 
-@pytest.mark.parametrize("student", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["lora", "full"])
 def test_a_critic_is_counted_and_learns(student):
     config = dict(tiny_unet("pictogram", **TINY).config)
     values = {"student": student, "rank": 4, "batch": 2}

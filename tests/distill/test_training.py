@@ -33,7 +33,7 @@ def steps_of(run, count):
     [
         pytest.param(LORA, id="lora"),
         pytest.param(FULL, id="full"),
-        pytest.param(MATCHING, id="matching"),
+        pytest.param(MATCHING, id="matching", marks=pytest.mark.slow),
         pytest.param(LORA | CRITIC, id="lora with critic", marks=pytest.mark.slow),
         pytest.param(FULL | CRITIC, id="full with critic", marks=pytest.mark.slow),
     ],

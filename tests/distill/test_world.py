@@ -71,7 +71,7 @@ def slow(*values, id):
     "values",
     [
         pytest.param(LORA | {"accumulate": 2}, id="accumulate"),
-        pytest.param(FULL | SPLIT, id="full-split"),
+        slow(FULL | SPLIT, id="full-split"),
         slow(MATCHING, id="matching"),
         slow(FULL, id="full"),
         slow(LORA | SPLIT, id="lora-split"),
@@ -109,6 +109,7 @@ def test_another_number_of_processes_goes_on_with_the_same_items(cache, tmp_path
     same(tmp_path / "one", tmp_path / "parts", moments=0.1)
 
 
+@pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(cache, tmp_path):
     whole = in_two(LORA, cache, tmp_path / "whole", steps=2)
     parts = in_two(LORA, cache, tmp_path / "parts", steps=1)
@@ -235,7 +236,7 @@ def test_torchrun_passes_ctrl_c_on_and_all_stop_at_the_same_step(cache, tmp_path
 @pytest.mark.parametrize(
     ("values", "more"),
     [
-        ({}, ()),
+        slow({}, (), id="whole"),
         slow({}, ("--set", "sharding=fsdp2"), id="split"),
         slow({"precision": "bfloat16"}, ("--set", "sharding=fsdp2"), id="split-bfloat16"),
     ],

@@ -245,7 +245,7 @@ def match(student, fake, schedule, *, phases, steps, rate=0.02, count=512):
         falling.step()
 
 
-@pytest.mark.parametrize("phases", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("phases", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_student_that_draws_learns_the_teachers_distribution(phases):
     schedule = Schedule(scaled_linear(), "v_prediction")
     student, fake = PerPoint(40), PerPoint(40)

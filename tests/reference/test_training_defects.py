@@ -243,7 +243,9 @@ def gradients(values):
     return {name: value.grad for name, value in student.parameters.items()}
 
 
-@pytest.mark.parametrize("values", [{}, {"student": "full"}, {"objective": "tdm", "origin_steps": 40}])
+@pytest.mark.parametrize(
+    "values", [{}, {"student": "full"}, pytest.param({"objective": "tdm", "origin_steps": 40}, marks=pytest.mark.slow)]
+)
 def test_recomputed_activations_are_those_of_the_same_layers(values):
     """Checkpointing runs a block again in the backward pass, when another set of layers may be switched on."""
     plain, again = (gradients(values | {"checkpointing": on}) for on in (False, True))
