@@ -96,6 +96,7 @@ class EmbeddingShelf:
         """Raises CheckpointError when there is no such file or folder."""
         self.paths: dict[str, Path] = {}
         self._read: dict[str, dict[str, Array]] = {}
+        self._hashes: dict[str, str] = {}
         for source in sources:
             self.paths |= {path.stem: path for path in _embedding_files(Path(source).expanduser())}
 
@@ -110,7 +111,11 @@ class EmbeddingShelf:
 
     def hash(self, name: str) -> str:
         """The first 12 digits of the file's sha256, as `TI hashes` hold it; "" for a name that has no file here."""
-        return file_hash(self.paths[name])[:12] if name in self.paths else ""
+        if name not in self.paths:
+            return ""
+        if name not in self._hashes:
+            self._hashes[name] = file_hash(self.paths[name])[:12]
+        return self._hashes[name]
 
     def _vectors(self, name: str) -> dict[str, Array]:
         if name not in self._read:

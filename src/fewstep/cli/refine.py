@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from fewstep.grid.variants import Variants
-    from fewstep.request import Request
+    from fewstep.plan import Plan
 
 Pair = tuple[str, str, "Image.Image", "Image.Image"]
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     pairs: list[Pair] = []
     sheet = variants.sheet_file()
     try:
-        _paint(arguments, pipe, requests, variants, pairs)
+        _paint(arguments, pipe, plans, variants, pairs)
     finally:
         if pairs:
             _write_sheet(pairs, sheet)
@@ -93,21 +93,21 @@ def _loading(arguments: argparse.Namespace, remembered: Mapping[str, Any]) -> di
 def _paint(
     arguments: argparse.Namespace,
     pipe: fewstep.Pipeline,
-    requests: Mapping[str, Request],
+    plans: Mapping[str, Plan],
     variants: Variants,
     pairs: list[Pair],
 ) -> None:
     from fewstep.image import save_image
 
     with painting(arguments.quiet or arguments.json) as show:
-        for name, request in requests.items():
-            *_, last = pipe.run(pipe.plan(request))
+        for name, plan in plans.items():
+            *_, last = pipe.run(plan)
             picture, new = last.pictures()[0], variants.refined_name(name)
             save_image(picture, variants.file(new))
-            variants.add(new, request)
-            assert last.plan.image is not None
-            pairs.append((name, new, last.plan.image, picture))
-            show(len(pairs), len(requests))
+            variants.add(new, plan.request)
+            assert plan.image is not None
+            pairs.append((name, new, plan.image, picture))
+            show(len(pairs), len(plans))
 
 
 def _write_sheet(pairs: list[Pair], path: Path) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import secrets
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fewstep.cli.options import MODEL, add_model_options, check_new, model_options
+from fewstep.cli.options import MODEL, add_model_options, check_new, model_options, say_notes
 from fewstep.cli.output import check_outputs
 from fewstep.errors import RequestError
 from fewstep.hires import DEFAULT_UPSCALER, LATENT, PIXEL, SIDE_LIMIT_PX, target_size, upscaler_named
@@ -125,6 +124,5 @@ def _painted(arguments: argparse.Namespace, request: Request, large: Image.Image
     pipe = fewstep.load(arguments.model, lora=arguments.lora, **how)
     plan = pipe.plan_pass(request.replaced(image=large), Start(large.size))
     if not arguments.quiet:
-        for note in plan.notes:
-            print(f"fewstep: note: {note}", file=sys.stderr)
+        say_notes(plan.notes)
     return next(picture for step in pipe.run(plan) if step.last for picture in step.pictures())

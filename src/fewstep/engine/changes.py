@@ -32,12 +32,13 @@ class Changes:
         self.exact = exact
         self._painted: np.ndarray | None = None
         self._last: np.ndarray | None = None
+        self._newest: Image.Image | None = None
         self._noise = 0.0
 
     def changed(self, picture: Image.Image) -> bool:
         """Whether this picture is another than the one that was painted from; the first one always is."""
         tiles = self._seen(picture)
-        last, self._last = self._last, tiles
+        last, self._last, self._newest = self._last, tiles, picture
         if self._painted is None or self._painted.shape != tiles.shape:
             return True
         if self.exact:
@@ -50,7 +51,7 @@ class Changes:
 
     def painted(self, picture: Image.Image) -> None:
         """This is what is painted from now."""
-        self._painted = self._seen(picture)
+        self._painted = self._last if picture is self._newest else self._seen(picture)
 
     def _seen(self, picture: Image.Image) -> np.ndarray:
         import numpy as np

@@ -20,12 +20,11 @@ from fewstep.engine.work import CancelledError, Steps, Work
 
 @dataclass(frozen=True)
 class Frame:
-    """What came in: its number, the picture (None: prompt only), when it was sent and taken in, by their clocks."""
+    """What came in: its number, the picture (None: prompt only), and when it was sent, by the sender's clock."""
 
     seq: int
     picture: Image.Image | None = None
     sender_ms: int = 0
-    taken_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,12 @@ REMEMBERED = 256
 
 @dataclass
 class Stats:
-    """What the engine did lately: ticks and asks since its start, seconds of the last calls, and what waits now."""
+    """What the engine did: ticks and asks since its start, works that ended or were turned away, its last calls."""
 
     ticks: int = 0
     asks: int = 0
     ended: int = 0
     turned_away: int = 0
-    waiting: int = 0
-    running: int = 0
     calls_s: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     @property

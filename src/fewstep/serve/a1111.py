@@ -10,8 +10,6 @@ says under `extra_generation_params`, and so does a Warning header.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import platform
 from contextlib import suppress
@@ -19,7 +17,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Body, HTTPException, Request, Response
-from PIL import Image
 
 from fewstep.engine.work import CancelledError
 from fewstep.foreign import settings_of
@@ -29,7 +26,7 @@ from fewstep.sampling.sampler import SAMPLERS
 from fewstep.sampling.timesteps import LABELS
 from fewstep.serve.a1111_orders import info_of, request_of, start_of
 from fewstep.serve.jobs import Job, Stepped, Studio
-from fewstep.serve.uploads import from_base64
+from fewstep.serve.uploads import from_base64, to_base64
 
 POLICIES = ("clamp", "respect")
 Values = dict[str, Any]
@@ -76,13 +73,12 @@ def _flat(info: Any) -> Values:
 def _watching(routes: APIRouter, studio: Studio) -> None:
     @routes.get("/sdapi/v1/progress")
     async def progress(skip_current_image: bool = False, id_task: str | None = None) -> Values:
-        job = studio.jobs.get(id_task) if id_task else studio.current
-        preview = None if skip_current_image or job is None or job.preview is None else _base64(job.preview)
+        job = studio.job(id_task)
         return {
             "progress": job.progress if job is not None and job.active else 0.0,
             "eta_relative": job.eta_s if job is not None and job.active else 0.0,
             "state": _state(job),
-            "current_image": preview,
+            "current_image": None if skip_current_image else _preview(job),
             "textinfo": None,
         }
 
@@ -90,7 +86,7 @@ def _watching(routes: APIRouter, studio: Studio) -> None:
     async def internal_progress(body: Values = _ANYTHING) -> Values:
         job = studio.jobs.get(str(body.get("id_task")))
         active = job is not None and job.active
-        preview = _base64(job.preview) if job is not None and job.preview and body.get("live_preview", True) else None
+        preview = _preview(job) if body.get("live_preview", True) else None
         return {
             "active": active,
             "queued": bool(active and job and not job.done),
@@ -107,10 +103,18 @@ def _watching(routes: APIRouter, studio: Studio) -> None:
         return {"size": len(active), "tasks": active}
 
 
+def _preview(job: Job | None) -> str | None:
+    """The newest preview; they are made from the first time that somebody asks for one, as each costs a decoding."""
+    if job is None:
+        return None
+    job.watched = True
+    return None if job.preview is None else to_base64(job.preview)
+
+
 def _interrupting(routes: APIRouter, studio: Studio) -> None:
     @routes.post("/sdapi/v1/interrupt")
     async def interrupt(id_task: str | None = None) -> Values:
-        job = studio.jobs.get(id_task) if id_task else studio.current
+        job = studio.job(id_task)
         if job is not None and job.active:
             studio.cancel(job)
         return {}
@@ -263,11 +267,11 @@ async def _paint(studio: Studio, http: Request, response: Response, body: Values
     if changes:
         response.headers["warning"] = f'299 fewstep "{"; ".join(changes.values())}"'
     with suppress(CancelledError):  # interrupted: what is done by then is the answer, as in A1111
-        async for event in studio.run(job, owner=owner, wanted=lambda step, steps: True):
+        async for event in studio.run(job, owner=owner, wanted=lambda step, steps: job.watched):
             if isinstance(event, Stepped) and await http.is_disconnected():
                 studio.cancel(job)
     pictures = [picture for picture in job.pictures if picture is not None]
-    images = [_base64(picture) for picture in pictures] if body.get("send_images", True) else []
+    images = [to_base64(picture) for picture in pictures] if body.get("send_images", True) else []
     return {"images": images, "parameters": _echo(body), "info": json.dumps(info_of(studio, job, pictures, changes))}
 
 
@@ -278,9 +282,3 @@ def _id(given: Any) -> str | None:
 def _echo(body: Values) -> Values:
     """The order as it came, without its pictures."""
     return {key: value for key, value in body.items() if key not in ("init_images", "mask", "alwayson_scripts")}
-
-
-def _base64(picture: Image.Image) -> str:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG")
-    return base64.b64encode(stream.getvalue()).decode()

@@ -112,8 +112,8 @@ def _schedule(name: Any) -> str:
 
 def _clamp(fields: Values, studio: Studio) -> dict[str, str]:
     """Bring an ordinary order down to what a model of few steps is made for; says what was changed."""
-    own = studio.pipe.plan(asked.Request("")).sampler
     sampling = studio.pipe.sampling
+    own = sampler_named(sampling.sampler)
     changes: dict[str, str] = {}
     if sampling.steps > CLAMP_STEPS:  # an ordinary model
         return changes

@@ -51,7 +51,9 @@ class Painted:
 
 @dataclass
 class Job:
-    """One request on its way. `done` of `total` evaluations; `pictures` by their number, None while missing."""
+    """One request on its way. `done` of `total` evaluations; `pictures` by their number, None while missing; `watched`
+    says that somebody wants to see previews.
+    """
 
     id: str
     plan: Plan
@@ -60,6 +62,7 @@ class Job:
     done: int = 0
     pictures: list[Picture | None] = field(default_factory=list)
     preview: Picture | None = None
+    watched: bool = False
     active: bool = True
     cancelled: bool = False
     error: str = ""
@@ -94,11 +97,14 @@ class Studio:
         """The job that began first of those that are active."""
         return next((job for job in self.jobs.values() if job.active), None)
 
+    def job(self, job_id: str | None) -> Job | None:
+        """The job of that name; the current one where there is no name."""
+        return self.jobs.get(job_id) if job_id else self.current
+
     def cancel(self, job: Job) -> None:
         """Give up what is left of a job."""
         job.cancelled = True
-        for work in job.works:
-            self.engine.cancel(work)
+        self.cancel_rest(job)
 
     async def open(self, request: Request, *, job_id: str | None = None) -> Job:
         """Look at a request and make it a job, which `run` carries out.

@@ -6,8 +6,6 @@ strength, sampler, ...) come as further keys, as `extra_body` sends them.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 import time
@@ -23,7 +21,7 @@ from fewstep import request as asked
 from fewstep.errors import RequestError
 from fewstep.infotext import Picture
 from fewstep.serve.jobs import Job, Painted, Stepped, Studio
-from fewstep.serve.uploads import from_bytes
+from fewstep.serve.uploads import from_bytes, to_base64
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 ALIASES = {"n": "count", "num_inference_steps": "steps", "guidance_scale": "guidance", "scheduler": "sampler"}
@@ -181,10 +179,8 @@ class _Written:
         self.kind, self.quality, self.job = kind, 100 if compression is None else compression, job
 
     def text(self, picture: Picture) -> str:
-        stream = io.BytesIO()
         options = {} if self.kind == "png" else {"quality": max(1, min(95, self.quality))}
-        picture.save(stream, FORMATS[self.kind], **options)
-        return base64.b64encode(stream.getvalue()).decode()
+        return to_base64(picture, FORMATS[self.kind], **options)
 
     def facts(self) -> dict[str, Any]:
         width, height = (self.job.plan.hires or self.job.plan).size

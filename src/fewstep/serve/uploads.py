@@ -1,4 +1,4 @@
-"""Pictures that come in from outside: looked at by their header before anything is decoded.
+"""Pictures as bytes and base64 texts. Those that come in are looked at by their header before anything is decoded.
 
 Only PNG, JPEG and WebP, only the first frame, at most 4096 pixels on a side; base64 with or without a data: prefix.
 What Pillow says of a bad file is not passed on.
@@ -53,3 +53,10 @@ def from_base64(text: str, *, what: str = "image") -> Image.Image:
             f"The {what} is not base64. Send a picture's bytes in base64; paths and addresses are not read."
         ) from None
     return from_bytes(data, what=what)
+
+
+def to_base64(picture: Image.Image, kind: str = "PNG", **options: int) -> str:
+    """The picture as a base64 text, in Pillow's format `kind`; a generated one with its settings."""
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return base64.b64encode(stream.getvalue()).decode()
