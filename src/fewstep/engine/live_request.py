@@ -1,0 +1,132 @@
+"""What a live session is asked: a request without pictures, and what only live painting has.
+
+Every name here is a parameter of the live socket and of the page, whose form is made from `schema`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image
+
+from fewstep import request
+from fewstep.errors import RequestError
+from fewstep.request import Request
+
+ASKED = (
+    "prompt",
+    "negative_prompt",
+    "steps",
+    "guidance",
+    "strength",
+    "seed",
+    "width",
+    "height",
+    "sampler",
+    "schedule",
+    "clip_skip",
+)
+"""The fields of `Request` that a session may change."""
+
+STEPS_LIMIT = 50
+LORAS_LIMIT = 8
+REFINED_STEPS = 8
+"""Of an idle session's better picture, or twice the session's own where that is more."""
+
+OWN: dict[str, dict[str, Any]] = {
+    "loras": {
+        "type": "array",
+        "maxItems": LORAS_LIMIT,
+        "description": "LoRAs of the server's folder with their weights; as <lora:name:weight> in the prompt",
+        "default": [],
+        "items": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "weight": {"type": "number", "minimum": -4, "maximum": 4}},
+            "required": ["name", "weight"],
+        },
+    },
+    "refine": {
+        "type": "boolean",
+        "description": "paint the last picture again with more steps when nothing else is to be done",
+        "default": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class LiveRequest:
+    """The parameters of one session at one revision."""
+
+    request: Request
+    loras: tuple[tuple[str, float], ...] = ()
+    refine: bool = True
+
+    def patched(self, patch: Mapping[str, Any]) -> LiveRequest:
+        """With some parameters changed; None means the model's own again.
+
+        Raises RequestError for an unknown name, or a value that is not allowed; nothing is changed then.
+        """
+        unknown = [name for name in patch if name not in (*ASKED, *OWN)]
+        if unknown:
+            raise RequestError(
+                f"A live session has no parameter {unknown[0]!r}. Known are: {', '.join((*ASKED, *OWN))}."
+            )
+        asked = {name: request.checked(name, patch[name]) for name in ASKED if name in patch}
+        if (asked.get("steps") or 0) > STEPS_LIMIT:
+            raise RequestError(f"steps is {asked['steps']}, but a live session takes at most {STEPS_LIMIT}.")
+        own = {name: _READ[name](patch[name]) for name in OWN if name in patch}
+        return replace(self, request=self.request.replaced(**asked), **own)
+
+    def of(self, picture: Image.Image | None, mask: Image.Image | None = None) -> Request:
+        """The request for one frame; None: from the prompt alone."""
+        tags = "".join(f" <lora:{name}:{weight:g}>" for name, weight in self.loras if weight)
+        asked = self.request.replaced(prompt=self.request.prompt + tags)
+        if picture is None:
+            return asked.replaced(strength=None)
+        return asked.replaced(image=picture, mask=mask)
+
+    def refined(self, usual_steps: int) -> LiveRequest:
+        """For the better picture of an idle session; `usual_steps` are the model's where none are asked for."""
+        steps = min(STEPS_LIMIT, max(REFINED_STEPS, 2 * (self.request.steps or usual_steps)))
+        return replace(self, request=self.request.replaced(steps=steps))
+
+    def values(self) -> dict[str, Any]:
+        """Every parameter by its name, as JSON has it."""
+        asked = {name: getattr(self.request, name) for name in ASKED}
+        return asked | {
+            "loras": [{"name": name, "weight": weight} for name, weight in self.loras],
+            "refine": self.refine,
+        }
+
+
+def schema() -> dict[str, Any]:
+    """The parameters as a JSON schema, in the order of a form."""
+    asked = request.schema()["properties"]
+    properties = {name: dict(asked[name]) for name in ASKED} | OWN
+    properties["steps"]["maximum"] = STEPS_LIMIT
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _loras(value: Any) -> tuple[tuple[str, float], ...]:
+    found = []
+    for entry in value if isinstance(value, list) else [value]:
+        name, weight = (entry.get("name"), entry.get("weight")) if isinstance(entry, dict) else (None, None)
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight)
+        if not isinstance(name, str) or not name or any(mark in name for mark in "<>:/\\") or not number:
+            raise RequestError('loras is no list of LoRAs. Give entries such as {"name": "ink", "weight": 0.8}.')
+        found.append((name, float(weight)))
+    if len(found) > LORAS_LIMIT:
+        raise RequestError(f"There are {len(found)} LoRAs, but a live session takes at most {LORAS_LIMIT}.")
+    return tuple(found)
+
+
+def _yes(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"refine is {value!r}. Give true or false.")
+    return value
+
+
+_READ: dict[str, Any] = {"loras": _loras, "refine": _yes}
