@@ -20,11 +20,15 @@ from fewstep.engine.work import CancelledError, Steps, Work
 
 @dataclass(frozen=True)
 class Frame:
-    """What came in: its number, the picture (None: prompt only), and when it was sent, by the sender's clock."""
+    """What came in: its number, the picture (None: prompt only), and when it was sent, by the sender's clock.
+
+    `mask` ("L", white: repaint) is None where all of the picture is painted over.
+    """
 
     seq: int
     picture: Image.Image | None = None
     sender_ms: int = 0
+    mask: Image.Image | None = None
 
 
 @dataclass(frozen=True)
