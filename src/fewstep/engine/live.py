@@ -20,8 +20,9 @@ from fewstep.engine.work import CancelledError, Steps, Work
 
 @dataclass(frozen=True)
 class Frame:
-    """What came in: its number, the picture (None: prompt only), when it was sent, by the sender's clock, and where to
-    repaint it (greys, white; None: everywhere).
+    """What came in: its number, the picture (None: prompt only), and when it was sent, by the sender's clock.
+
+    `mask` ("L", white: repaint) is None where all of the picture is painted over.
     """
 
     seq: int

@@ -17,11 +17,12 @@ from typing import Any
 from PIL import Image
 
 from fewstep.engine.changes import Changes
-from fewstep.engine.live import Failed, LiveSession, Order, Output
+from fewstep.engine.live import Failed, LiveSession, Output
 from fewstep.engine.live_request import LiveRequest
 from fewstep.engine.local import LocalEngine
+from fewstep.engine.painter import LivePainter
 from fewstep.engine.pictures import PictureNetwork, Preview, paint
-from fewstep.engine.work import CancelledError, Steps, Work
+from fewstep.engine.work import CancelledError, Work
 from fewstep.errors import FewstepError, RequestError
 from fewstep.hires import LATENT, PIXEL, upscaler_named
 from fewstep.infotext import Picture
@@ -156,7 +157,7 @@ class Studio:
         usual = self.pipe.sampling.steps
         return LiveSession(
             self.engine,
-            self.paint_live,
+            LivePainter(self.pipe).paint,
             tell,
             fields,
             owner=owner,
@@ -164,10 +165,6 @@ class Studio:
             changes=Changes(exact=exact),
             refine=lambda fields: fields.refined(usual) if fields.refine else None,
         )
-
-    def paint_live(self, order: Order) -> Steps:
-        """The work of one live frame."""
-        return paint(self.pipe, self.pipe.plan(order.fields.of(order.frame.picture, order.frame.mask)))
 
     async def run(
         self, job: Job, *, owner: str, wanted: Callable[[int, int], bool] | None = None
