@@ -20,7 +20,7 @@ from fewstep.errors import FewstepError, RequestError
 
 COMMANDS = (
     *("generate", "grid", "variants", "refine", "upscale", "info", "data", "distill", "report", "evaluate"),
-    *("lora", "convert", "merge", "export", "serve"),
+    *("lora", "convert", "merge", "export", "serve", "live"),
 )
 INTERRUPTED = 130
 LONGEST = 600

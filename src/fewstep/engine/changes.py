@@ -65,6 +65,17 @@ class Changes:
         return np.asarray(picture.convert("L").reduce(min(SHRINK, *picture.size)), np.float32)
 
 
+class Always(Changes):
+    """Every picture counts as changed: for films, of which each frame is wanted."""
+
+    def changed(self, picture: Image.Image) -> bool:
+        """Yes."""
+        return True
+
+    def painted(self, picture: Image.Image) -> None:
+        """Is of no account."""
+
+
 def _by_tile(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The mean difference of each tile; a smaller one at the edge stands for itself."""
     import numpy as np

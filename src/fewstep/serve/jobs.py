@@ -151,9 +151,9 @@ class Studio:
         *,
         owner: str,
         period_s: float,
-        exact: bool,
+        changes: Changes,
     ) -> LiveSession:
-        """A live session; `tell` is called on the engine's thread. `exact`: every pixel of a picture counts."""
+        """A live session; `tell` is called on the engine's thread, `changes` says which frames need painting."""
         usual = self.pipe.sampling.steps
         return LiveSession(
             self.engine,
@@ -162,7 +162,7 @@ class Studio:
             fields,
             owner=owner,
             period_s=period_s,
-            changes=Changes(exact=exact),
+            changes=changes,
             refine=lambda fields: fields.refined(usual) if fields.refine else None,
         )
 

@@ -305,7 +305,7 @@ def router(studio: Studio, room: Room) -> APIRouter:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the client may be gone at any moment
             await _attend(room, socket)
         if socket.application_state is WebSocketState.CONNECTED:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
                 await socket.close()
 
     return routes

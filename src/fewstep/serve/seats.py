@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from fewstep.engine.changes import Always, Changes
 from fewstep.engine.live import Failed, Frame, Output
 from fewstep.engine.live_request import LiveRequest
 from fewstep.errors import FewstepError, RequestError
@@ -40,13 +41,16 @@ FPS_LIMIT = 120.0
 
 @dataclass(frozen=True)
 class Hello:
-    """How a client introduces itself. `fps` is what it would send at best, `codecs` what it can read."""
+    """How a client introduces itself. `fps` is what it would send at best, `codecs` what it can read; with `every`
+    frame painted, also those that did not change.
+    """
 
     mode: str = "canvas"
     fps: float = 30.0
     codecs: tuple[str, ...] = ("jpeg",)
     values: Mapping[str, Any] = field(default_factory=dict)
     token: str = ""
+    every: bool = False
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Hello:
@@ -62,7 +66,12 @@ class Hello:
         values, token = body.get("values") or {}, body.get("resume_token") or ""
         if not isinstance(values, dict) or not isinstance(token, str):
             raise RequestError("hello has values that are no object, or a resume token that is no text.")
-        return cls(mode, float(fps), tuple(known), values, token)
+        return cls(mode, float(fps), tuple(known), values, token, body.get("every") is True)
+
+    @property
+    def changes(self) -> Changes:
+        """Which frames need painting."""
+        return Always() if self.every else Changes(exact=self.mode in EXACT)
 
 
 @dataclass
@@ -108,7 +117,7 @@ class Seat:
             tell,
             owner=f"live {self.id}",
             period_s=1 / hello.fps,
-            exact=hello.mode in EXACT,
+            changes=hello.changes,
         )
 
     def say(self, kind: str, **values: Any) -> None:
