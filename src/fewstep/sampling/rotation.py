@@ -29,7 +29,7 @@ def slerp(start_D: Array, end_D: Array, share: float) -> Array:
     sine = xp.sin(angle)
     arc = (xp.sin((1 - share) * angle) * one + xp.sin(share * angle) * other) / sine.clip(PARALLEL)
     straight = (1 - share) * start_D + share * end_D
-    return xp.where(sine < PARALLEL, straight, ((1 - share) * start_1 + share * end_1) * arc)
+    return xp.where((sine < PARALLEL) | (start_1 * end_1 == 0), straight, ((1 - share) * start_1 + share * end_1) * arc)
 
 
 def _length(x_D: Array) -> Array:
