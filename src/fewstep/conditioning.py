@@ -6,7 +6,7 @@ same linear function of the other, and the weights add up to 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -94,6 +94,47 @@ class Staged:
             self.stages[at][1](z_BCHW[item : item + 1], timestep_B[item : item + 1]) for item, at in enumerate(asked)
         ]
         return namespace(z_BCHW).concatenate(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A Denoiser that knows the clean latents already, one row for each item, and costs no evaluation."""
+
+    known_BCHW: Any
+    kind = "known"
+
+    @staticmethod
+    def joined(denoisers: Sequence[Known]) -> Known:
+        """One for as many items."""
+        first_BCHW = denoisers[0].known_BCHW
+        return Known(namespace(first_BCHW).concatenate([one.known_BCHW for one in denoisers]))
+
+    def __call__(self, z_BCHW: Any, timestep_B: Any) -> Any:
+        """The latents that are known."""
+        return self.known_BCHW
+
+
+def residual(denoiser: Denoiser, known_BCHW: Any, guidance: float) -> Denoiser:
+    """Guidance away from the picture that was begun from, at one evaluation a step: `denoiser` is that of guidance 1.
+
+    Source: residual classifier-free guidance, self-negative (Kodaira et al. 2023, arXiv:2312.12491, section 3.2):
+    eps_bar + s (eps - eps_bar), where eps_bar = (z_t - alpha z) / sigma is the noise that leads back to the picture's
+    own clean latents z. At one z_t and t a prediction of noise and one of clean latents are the same linear function of
+    each other, and eps_bar's is z: so this is z + s (z0 - z).
+    Departures: z is kept for each picture, where the paper follows eps_bar from step to step, which holds only for its
+    own sampler; its damping factor delta is 1.
+    """
+
+    def away(one: Denoiser) -> Denoiser:
+        terms = one.terms if isinstance(one, Composed) else ((one, 1.0),)
+        guided = tuple((term, guidance * weight) for term, weight in terms)
+        return Composed((*guided, (Known(known_BCHW), 1 - guidance)))
+
+    if guidance == 1:
+        return denoiser
+    if isinstance(denoiser, Staged):
+        return Staged(tuple((start, away(one)) for start, one in denoiser.stages))
+    return away(denoiser)
 
 
 def terms_at(denoiser: Denoiser, timestep: float) -> tuple[tuple[Denoiser, float], ...]:

@@ -23,7 +23,10 @@ Array: TypeAlias = Any
 
 @dataclass(frozen=True, eq=False)
 class Begun:
-    """Latents at the first timestep; `how` are the other keywords of `sample`; `known_BCHW` where `repaint` is 0."""
+    """Latents at the first timestep; `how` are the other keywords of `sample`.
+
+    `known_BCHW` are the clean latents it began from, if any; they stay where `repaint` is 0.
+    """
 
     z_BCHW: Array
     how: dict[str, Any]
@@ -44,14 +47,21 @@ class Begun:
 
 
 def begin(
-    runner: Runner, schedule: Schedule, plan: Plan, first: int, count: int, known_BCHW: Array | None = None
+    runner: Runner,
+    schedule: Schedule,
+    plan: Plan,
+    first: int,
+    count: int,
+    known_BCHW: Array | None = None,
+    draw: Callable[[], Array] | None = None,
 ) -> Begun:
     """Pictures `first` to `first + count - 1` of a plan, by any back end.
 
-    `known_BCHW` is the start of a second pass, in place of the plan's picture.
+    `known_BCHW` is the start of a second pass, in place of the plan's picture; `draw` gives other noise than the
+    seeds' own.
     """
     seeds, rng, ensd = [plan.seed_of(first + offset) for offset in range(count)], plan.request.rng, plan.request.ensd
-    draw = runner.noise(seeds, plan.size, rng)
+    draw = draw or runner.noise(seeds, plan.size, rng)
     z_BCHW = draw()
     how = {"sampler": plan.sampler, "schedule": schedule, "noise": _numbered(draw)}
     if ensd:
@@ -64,7 +74,7 @@ def begin(
     noised_BCHW = add_noise(schedule, known_BCHW, z_BCHW, plan.timesteps[0])
     start_BCHW = z_BCHW if plan.strength == 1 else noised_BCHW
     if plan.mask is None:
-        return Begun(start_BCHW, how)
+        return Begun(start_BCHW, how, known_BCHW)
     repaint = runner.weights(mask_cells(plan.mask))
     return Begun(repaint * start_BCHW + (1 - repaint) * noised_BCHW, how, known_BCHW, repaint)
 

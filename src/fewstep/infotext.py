@@ -217,7 +217,7 @@ class Picture(Image.Image):
     def of(cls, image: Image.Image, text: str) -> Picture:
         """A copy of `image` that carries `text`: as `info["parameters"]`, and ready for PNG as `info["pnginfo"]`."""
         picture = cls()
-        picture.__setstate__(image.__getstate__())
+        vars(picture).update(vars(image.copy()))  # the pixels copied once
         chunks = PngImagePlugin.PngInfo()
         chunks.add_text(PNG_KEY, text)
         picture.info = {PNG_KEY: text, "pnginfo": chunks}

@@ -226,8 +226,9 @@ def request_of(fields: Mapping[str, Any]) -> Request:
     return Request(**fields).validated()
 
 
-def checked(name: str, value: Any) -> Any:
-    """One field's value as `Request.validated` would have it, whatever the other fields say.
+def checked(name: str, value: Any, spec: Spec | None = None) -> Any:
+    """One field's value as `Request.validated` would have it, whatever the other fields say; `spec`: of a parameter
+    that is not a request's.
 
     >>> checked("steps", 4), checked("rng", "NV")
     (4, 'nv')
@@ -235,7 +236,7 @@ def checked(name: str, value: Any) -> Any:
     Raises:
         RequestError: the value is not allowed.
     """
-    return _checked(name, SPECS[name], value)
+    return _checked(name, spec or SPECS[name], value)
 
 
 def lora_choice(text: str) -> tuple[str, float]:
@@ -253,18 +254,20 @@ def lora_choice(text: str) -> tuple[str, float]:
 
 def schema() -> dict[str, Any]:
     """The request as a JSON schema, for HTTP doors and documentation; pictures are left to each door."""
-    kinds = {"text": "string", "name": "string", "whole": "integer", "number": "number"}
-    properties: dict[str, Any] = {}
-    for name, spec in SPECS.items():
-        if spec.kind == "picture":
-            continue
-        entry: dict[str, Any] = {"type": kinds[spec.kind], "description": spec.help}
-        ends = ("maxLength",) * 2 if spec.kind == "text" else ("minimum", "maximum")
-        bounds = {ends[0]: spec.low, ends[1]: spec.high, "exclusiveMinimum": spec.above, "default": DEFAULTS.get(name)}
-        entry |= {key: value for key, value in bounds.items() if value is not None}
-        entry |= {"enum": [*spec.choices]} if spec.choices else {}
-        properties[name] = entry | ({"multipleOf": spec.multiple} if spec.multiple > 1 else {})
+    shown = {name: spec for name, spec in SPECS.items() if spec.kind != "picture"}
+    properties = {name: entry(spec, DEFAULTS.get(name)) for name, spec in shown.items()}
     return {"type": "object", "properties": properties, "required": ["prompt"], "additionalProperties": False}
+
+
+def entry(spec: Spec, default: Any) -> dict[str, Any]:
+    """One parameter's entry in a JSON schema; a default of None is left out."""
+    kinds = {"text": "string", "name": "string", "whole": "integer", "number": "number"}
+    found: dict[str, Any] = {"type": kinds[spec.kind], "description": spec.help}
+    ends = ("maxLength",) * 2 if spec.kind == "text" else ("minimum", "maximum")
+    bounds = {ends[0]: spec.low, ends[1]: spec.high, "exclusiveMinimum": spec.above, "default": default}
+    found |= {key: value for key, value in bounds.items() if value is not None}
+    found |= {"enum": [*spec.choices]} if spec.choices else {}
+    return found | ({"multipleOf": spec.multiple} if spec.multiple > 1 else {})
 
 
 def _check_names(fields: Mapping[str, Any]) -> None:

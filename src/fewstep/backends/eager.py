@@ -13,6 +13,7 @@ from fewstep.checkpoints.load import Model
 from fewstep.models.text import Text
 from fewstep.models.unet import has_guidance_embedding, predict
 from fewstep.sampling.guidance import guide, w_of
+from fewstep.sampling.rotation import slerp
 from fewstep.sampling.schedule import to_z0
 
 
@@ -59,6 +60,13 @@ class EagerDenoiser:
         text, guidance = Text.cat([one.text for one in denoisers]), [one.guidance[0] for one in denoisers]
         return EagerDenoiser(first.model, text, Text.cat(negatives) if negatives else None, guidance)
 
+    def nearer(self, start: "EagerDenoiser", share: float) -> "EagerDenoiser":
+        """This one with texts that are `share` of the way from those of `start`, of the same `kind`, to its own."""
+        text, negative = _between(start.text, self.text, share), self.negative
+        if negative is not None and start.negative is not None:
+            negative = _between(start.negative, negative, share)
+        return EagerDenoiser(self.model, text, negative, self.guidance, self.beside_BCHW)
+
     @torch.no_grad()
     def __call__(self, z_BCHW: Tensor, timestep_B: Tensor | Sequence[int] | int) -> Tensor:
         """The clean latents predicted for z_BCHW, each item at its own timestep; one timestep serves all."""
@@ -101,3 +109,11 @@ class EagerDenoiser:
             uncond = self._predict(z_BCHW[index], timestep_B[index], negative).float()
         mixed = guide(cond_BCHW[index], uncond, [guidance[item] for item in guided])
         return cond_BCHW.index_copy(0, index, mixed)
+
+
+def _between(start: Text, end: Text, share: float) -> Text:
+    """Every vector `share` of the way, in the number format of `end`."""
+    pooled = None
+    if start.pooled_BD is not None and end.pooled_BD is not None:
+        pooled = slerp(start.pooled_BD, end.pooled_BD, share).to(end.pooled_BD)
+    return Text(slerp(start.text_BLD, end.text_BLD, share).to(end.text_BLD), pooled, end.time_ids_B6)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewstep.sampling.guidance import guide
+from fewstep.sampling.rotation import slerp
 from fewstep.sampling.schedule import to_z0
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class OnnxDenoiser:
         self.guidance = (float(guidance),) if isinstance(guidance, (int, float)) else tuple(map(float, guidance))
         if negative is None and any(value != 1 for value in self.guidance):
             negative = model.text.encode_negative([""])
+        self.text, self.negative = text, negative
         self.text_kv_BLK = model.text_kv(text)
         self.negative_kv_BLK = None if negative is None else model.text_kv(negative)
 
@@ -59,6 +62,13 @@ class OnnxDenoiser:
         found.text_kv_BLK = np.concatenate([one.text_kv_BLK for one in denoisers])
         found.negative_kv_BLK = np.concatenate(rest) if rest else None
         return found
+
+    def nearer(self, start: OnnxDenoiser, share: float) -> OnnxDenoiser:
+        """This one with texts that are `share` of the way from those of `start`, of the same `kind`, to its own."""
+        text, negative = _between(start.text, self.text, share), self.negative
+        if negative is not None and start.negative is not None:
+            negative = _between(start.negative, negative, share)
+        return OnnxDenoiser(self.model, text, negative, self.guidance)
 
     def __call__(self, z_BCHW: Any, timestep_B: Any) -> np.ndarray:
         """The clean latents predicted for z_BCHW, each item at its own timestep; one timestep serves all."""
@@ -88,6 +98,10 @@ class OnnxDenoiser:
             uncond = self.model.unet(z_BCHW[guided], timestep_B[guided], negative)
         out_BCHW[guided] = guide(out_BCHW[guided], uncond, [guidance[item] for item in guided])
         return out_BCHW
+
+
+def _between(start: OnnxText, end: OnnxText, share: float) -> OnnxText:
+    return replace(end, text_BLD=slerp(start.text_BLD, end.text_BLD, share))
 
 
 def _rows(x_BLK: np.ndarray, count: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -77,7 +78,7 @@ class Lora:
         """Is this an LCM-LoRA or one of its kin, which makes a model sample in few steps?"""
         return self.sampling is not None and self.sampling.sampler in CONSISTENCY_SAMPLERS
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """What tells two LoRAs apart: the tensors, and the alphas, which PEFT keeps outside of them."""
         alphas = [alpha_of(layer) for layer in (*self.layers.values(), *self.text_layers.values())]

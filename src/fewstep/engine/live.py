@@ -75,7 +75,8 @@ class LiveSession:
 
     `paint` makes an order's steps, on the engine's thread. `tell` gets every Output and Failed, on that thread too; it
     must not wait. `period_s` is what a frame may take: its deadline. `refine` says how an idle session's fields change
-    (None: not now).
+    (None: not now). `moving(fields)` says whether the last frame, painted again, would be another picture: the session
+    then goes on by itself, a frame every `period_s`, until it is not.
     """
 
     def __init__(
@@ -90,9 +91,10 @@ class LiveSession:
         depth: int = 1,
         changes: Changes | None = None,
         refine: Callable[[Any], Any] | None = None,
+        moving: Callable[[Any], bool] | None = None,
     ) -> None:
         self.engine, self.paint, self.tell, self.owner = engine, paint, tell, owner
-        self.period_s, self.depth, self.refine = period_s, depth, refine
+        self.period_s, self.depth, self.refine, self.moving = period_s, depth, refine, moving
         self.changes = changes or Changes(exact=True)
         self.counts = Counts()
         self.fields, self.revision = fields, 0
@@ -100,10 +102,12 @@ class LiveSession:
         self._mailbox: Frame | None = None
         self._frame: Frame | None = None
         self._stale = False
+        self._next: threading.Timer | None = None
+        self._begun_s = 0.0
         self._works: dict[Work, Order] = {}
         self._shown = -1
         self._refined = False
-        self._closed = False
+        self._closed = self._paused = False
 
     def offer(self, frame: Frame) -> bool:
         """A new frame; False when it is the same as the one painted last, and nothing is to be done."""
@@ -126,10 +130,17 @@ class LiveSession:
             self.fields, self.revision, self._stale = fields, revision, True
             self._start()
 
+    def pause(self, *, on: bool) -> None:
+        """Begin nothing while it is on; what came meanwhile follows after it, the newest frame of it."""
+        with self._lock:
+            self._paused = on
+            self._start()
+
     def close(self) -> None:
         """No more outputs; what is in the making is given up."""
         with self._lock:
             self._closed, self._mailbox = True, None
+            self._wait_no_more()
             for work in self._works:
                 self.engine.cancel(work)
 
@@ -143,11 +154,11 @@ class LiveSession:
     def idle(self) -> bool:
         """Whether everything that came in has been answered."""
         with self._lock:
-            return not (self._works or self._mailbox or self._stale)
+            return not (self._works or self._mailbox or self._stale or self._next)
 
     def _start(self) -> None:
         """Begin the next order if there is one and there is room for it; under the lock."""
-        if self._closed:
+        if self._closed or self._paused:
             return
         if self._mailbox is None and not (self._stale and self._frame is not None):
             return
@@ -158,10 +169,34 @@ class LiveSession:
             return
         frame, self._mailbox = self._mailbox or self._frame, None
         assert frame is not None
+        self._wait_no_more()
+        self._begun_s = self.engine.clock()
         self._frame, self._stale, self._refined = frame, False, False
         if frame.picture is not None:
             self.changes.painted(frame.picture)
         self._submit(Order(frame, self.revision, self.fields), self.period_s)
+
+    def _go_on_later(self) -> None:
+        """Paint the last frame again, a period after it was begun; a new frame comes before."""
+        self._wait_no_more()
+        wait_s = self._begun_s + self.period_s - self.engine.clock()
+        if wait_s <= 0:
+            self._stale = True
+            return
+        self._next = threading.Timer(wait_s, self._go_on)
+        self._next.daemon = True
+        self._next.start()
+
+    def _go_on(self) -> None:
+        with self._lock:
+            if self._next is threading.current_thread():
+                self._next, self._stale = None, True
+                self._start()
+
+    def _wait_no_more(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
 
     def _submit(self, order: Order, within_s: float) -> None:
         taken, begun = self.engine.clock(), [0.0]
@@ -187,8 +222,10 @@ class LiveSession:
             order = self._works.pop(work)
             if self._closed:
                 return
+            if error is None and not order.refined and self.moving is not None and self.moving(self.fields):
+                self._go_on_later()
             self._start()
-            final = not self._works and self._mailbox is None and not self._stale
+            final = self.idle
             if error is None and order.frame.seq >= self._shown:
                 self._shown = order.frame.seq
                 self.counts.painted += 1

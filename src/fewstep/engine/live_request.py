@@ -14,7 +14,7 @@ from PIL import Image
 
 from fewstep import request
 from fewstep.errors import RequestError
-from fewstep.request import Request
+from fewstep.request import Request, Spec
 
 ASKED = (
     "prompt",
@@ -36,7 +36,27 @@ LORAS_LIMIT = 8
 REFINED_STEPS = 8
 """Of an idle session's better picture, or twice the session's own where that is more."""
 
+SPECS: dict[str, tuple[Spec, Any]] = {
+    "blend": (Spec("whole", "painted frames over which a changed prompt takes the place of the old one", 0, 120), 0),
+    "noise": (
+        Spec("name", "the same noise for every frame, or a slow walk from seed to seed", choices=("fixed", "walk")),
+        "fixed",
+    ),
+    "noise_speed": (Spec("number", "of the walk: the part of the way to the next seed that a frame goes", 0, 1), 0.05),
+    "guidance_mode": (
+        Spec(
+            "name",
+            "what guidance above 1 leads away from. full: the negative prompt, at twice the time. residual: the input "
+            "picture, at no cost; the negative prompt is not used, and without a picture it is full",
+            choices=("full", "residual"),
+        ),
+        "full",
+    ),
+}
+"""Those of live painting alone that are plain values, with their defaults."""
+
 OWN: dict[str, dict[str, Any]] = {
+    **{name: request.entry(spec, default) for name, (spec, default) in SPECS.items()},
     "loras": {
         "type": "array",
         "maxItems": LORAS_LIMIT,
@@ -63,6 +83,10 @@ class LiveRequest:
     request: Request
     loras: tuple[tuple[str, float], ...] = ()
     refine: bool = True
+    blend: int = SPECS["blend"][1]
+    noise: str = SPECS["noise"][1]
+    noise_speed: float = SPECS["noise_speed"][1]
+    guidance_mode: str = SPECS["guidance_mode"][1]
 
     def patched(self, patch: Mapping[str, Any]) -> LiveRequest:
         """With some parameters changed; None means the model's own again.
@@ -77,7 +101,7 @@ class LiveRequest:
         asked = {name: request.checked(name, patch[name]) for name in ASKED if name in patch}
         if (asked.get("steps") or 0) > STEPS_LIMIT:
             raise RequestError(f"steps is {asked['steps']}, but a live session takes at most {STEPS_LIMIT}.")
-        own = {name: _READ[name](patch[name]) for name in OWN if name in patch}
+        own = {name: _own(name, patch[name]) for name in OWN if name in patch}
         return replace(self, request=self.request.replaced(**asked), **own)
 
     def of(self, picture: Image.Image | None, mask: Image.Image | None = None) -> Request:
@@ -99,6 +123,7 @@ class LiveRequest:
         return asked | {
             "loras": [{"name": name, "weight": weight} for name, weight in self.loras],
             "refine": self.refine,
+            **{name: getattr(self, name) for name in SPECS},
         }
 
 
@@ -108,6 +133,10 @@ def schema() -> dict[str, Any]:
     properties = {name: dict(asked[name]) for name in ASKED} | OWN
     properties["steps"]["maximum"] = STEPS_LIMIT
     return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _own(name: str, value: Any) -> Any:
+    return request.checked(name, value, SPECS[name][0]) if name in SPECS else _READ[name](value)
 
 
 def _loras(value: Any) -> tuple[tuple[str, float], ...]:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from fewstep import second
 from fewstep.conditioning import terms_at
-from fewstep.denoising import begin
+from fewstep.denoising import Begun, begin
 from fewstep.engine.work import Ask, Steps
 from fewstep.infotext import Picture
 from fewstep.pipeline import Pipeline
@@ -69,12 +69,20 @@ def _pass(
 ) -> Generator[Ask, Array, Array]:
     denoiser = pipe.denoiser(plan)
     begun = begin(pipe.runner, pipe.model.schedule, plan, index, 1, known_BCHW)
+    return (yield from walked(pipe, plan, denoiser, begun, heard))
+
+
+def walked(
+    pipe: Pipeline, plan: Plan, denoiser: Denoiser, begun: Begun, heard: Callable[[Array], None] | None = None
+) -> Generator[Ask, Array, Array]:
+    """One pass that has begun, as asks: its last latents; `heard` gets the clean ones predicted after each answer."""
     walk = questions(z=begun.z_BCHW, timesteps=plan.timesteps, **begun.how)
     z_BCHW, timestep = next(walk)
     while True:
         question = Question(pipe, plan, denoiser, z_BCHW, timestep)
         z0_BCHW = begun.kept(float32((yield Ask(_key(question), question))))
-        heard(z0_BCHW)
+        if heard is not None:
+            heard(z0_BCHW)
         try:
             z_BCHW, timestep = walk.send(z0_BCHW)
         except StopIteration as end:
@@ -95,18 +103,17 @@ class PictureNetwork:
 
     def __init__(self, at_once: int | None = None) -> None:
         self.at_once = at_once
-        self._room = at_once or 1
+        self._room = 1
 
     def room(self, key: Hashable) -> int:
         """How many asks one call holds."""
-        return self._room
+        return self.at_once or self._room
 
     def answer(self, asks: Sequence[Ask]) -> list[Array]:
         """The clean latents for each ask's own latents."""
         questions_asked: list[Question] = [ask.what for ask in asks]
         first = questions_asked[0]
-        if self.at_once is None:
-            self._room = first.pipe.batch
+        self._room = first.pipe.batch
         first.pipe.use_loras(first.plan)
         if len(asks) == 1:
             return [first.denoiser(first.z_BCHW, same_timestep(first.timestep, like=first.z_BCHW))]

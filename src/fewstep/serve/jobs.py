@@ -154,16 +154,17 @@ class Studio:
         changes: Changes,
     ) -> LiveSession:
         """A live session; `tell` is called on the engine's thread, `changes` says which frames need painting."""
-        usual = self.pipe.sampling.steps
+        painter, usual = LivePainter(self.pipe), self.pipe.sampling.steps
         return LiveSession(
             self.engine,
-            LivePainter(self.pipe).paint,
+            painter.paint,
             tell,
             fields,
             owner=owner,
             period_s=period_s,
             changes=changes,
             refine=lambda fields: fields.refined(usual) if fields.refine else None,
+            moving=painter.moving,
         )
 
     async def run(
