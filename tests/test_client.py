@@ -1,5 +1,7 @@
 """The Python live client against a real server."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +11,7 @@ pytest.importorskip("websockets")
 
 from fewstep.client import Live, LiveError
 from tests.serve.conftest import running
+from tests.serve.line import Line
 
 VALUES = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "refine": False, "seed": 5}
 
@@ -94,3 +97,19 @@ def test_a_server_that_goes_away_is_one_sentence(studio):
         live.paint(Image.new("RGB", (64, 64), "red"))
         live.paint(Image.new("RGB", (64, 64), "blue"))
     live.close()
+
+
+def test_a_distant_client_gets_more_frames_on_their_way_and_the_last_one_painted(address):
+    with Line(int(address.rpartition(":")[2]), round_trip_s=0.12) as line:
+        with Live(f"http://127.0.0.1:{line.port}", fps=30, every=True, **VALUES) as live:
+            shades = (Image.new("RGB", (64, 64), (shade, 0, 0)) for shade in range(0, 240, 8))
+            painted = list(live.stream(_paced(shades, 0.02)))
+            assert 4 <= live._credit <= 6
+    assert painted[-1].source == live.sent and painted[-1].final
+    assert min(one.late_ms for one in painted) >= 120
+
+
+def _paced(pictures, seconds):
+    for picture in pictures:
+        yield picture
+        time.sleep(seconds)

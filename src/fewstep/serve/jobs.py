@@ -154,7 +154,7 @@ class Studio:
         changes: Changes,
     ) -> LiveSession:
         """A live session; `tell` is called on the engine's thread, `changes` says which frames need painting."""
-        painter, usual = LivePainter(self.pipe), self.pipe.sampling.steps
+        painter, usual = self.painter(), self.pipe.sampling.steps
         return LiveSession(
             self.engine,
             painter.paint,
@@ -166,6 +166,10 @@ class Studio:
             refine=lambda fields: fields.refined(usual) if fields.refine else None,
             moving=painter.moving,
         )
+
+    def painter(self) -> LivePainter:
+        """What paints one live session's frames."""
+        return LivePainter(self.pipe)
 
     async def run(
         self, job: Job, *, owner: str, wanted: Callable[[int, int], bool] | None = None

@@ -31,7 +31,6 @@ MODES = ("canvas", "camera", "screen", "video", "prompt")
 EXACT = ("canvas", "prompt")
 """Modes in which every pixel counts; the others are noisy."""
 
-UNACKNOWLEDGED = 2
 FORGIVEN_S = 2.0
 """After which an output that was not acknowledged no longer holds up the next."""
 
@@ -204,11 +203,11 @@ class Seat:
     def may_send(self) -> bool:
         """Whether the client keeps up with the outputs."""
         now = time.monotonic()
-        return sum(now - sent_s < FORGIVEN_S for number, sent_s in self._sent.items() if number) < UNACKNOWLEDGED
+        return sum(now - sent_s < FORGIVEN_S for number, sent_s in self._sent.items() if number) < self.window
 
     @property
     def window(self) -> int:
-        """Frames that may be on their way: as many as are sent in a round trip, and one; from 2 to 6."""
+        """Frames that may be on their way, each way: as many as are sent in a round trip, and one; from 2 to 6."""
         away_s = 0.0 if math.isinf(self._round_trip_s) else self._round_trip_s
         return min(6, max(2, math.ceil(away_s * self.hello.fps) + 1))
 
