@@ -12,6 +12,7 @@ pytest.importorskip("websockets")
 from fewstep.client import Live, LiveError
 from tests.serve.conftest import running
 from tests.serve.line import Line
+from tests.serve.null import NullStudio
 
 VALUES = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "refine": False, "seed": 5}
 
@@ -83,7 +84,7 @@ def test_a_server_that_is_not_there_and_a_missing_key_are_sentences(studio):
         Live("http://127.0.0.1:9")
     with pytest.raises(LiveError, match="no address"):
         Live("nowhere")
-    with running(studio, key="secret") as port:
+    with running(NullStudio(studio.pipe), key="secret") as port:
         with pytest.raises(LiveError, match="key"):
             Live(f"http://127.0.0.1:{port}")
         with Live(f"http://127.0.0.1:{port}", key="secret", **VALUES) as live:
@@ -91,7 +92,7 @@ def test_a_server_that_is_not_there_and_a_missing_key_are_sentences(studio):
 
 
 def test_a_server_that_goes_away_is_one_sentence(studio):
-    with running(studio) as port:
+    with running(NullStudio(studio.pipe)) as port:
         live = Live(f"http://127.0.0.1:{port}", **VALUES)
     with pytest.raises(LiveError):
         live.paint(Image.new("RGB", (64, 64), "red"))
@@ -100,11 +101,11 @@ def test_a_server_that_goes_away_is_one_sentence(studio):
 
 
 def test_a_distant_client_gets_more_frames_on_their_way_and_the_last_one_painted(address):
-    with Line(int(address.rpartition(":")[2]), round_trip_s=0.12) as line:
-        with Live(f"http://127.0.0.1:{line.port}", fps=30, every=True, **VALUES) as live:
-            shades = (Image.new("RGB", (64, 64), (shade, 0, 0)) for shade in range(0, 240, 8))
-            painted = list(live.stream(_paced(shades, 0.02)))
-            assert 4 <= live._credit <= 6
+    port, how = int(address.rpartition(":")[2]), VALUES | {"fps": 30, "every": True}
+    with Line(port, round_trip_s=0.12) as line, Live(f"http://127.0.0.1:{line.port}", **how) as live:
+        shades = (Image.new("RGB", (64, 64), (shade, 0, 0)) for shade in range(0, 240, 8))
+        painted = list(live.stream(_paced(shades, 0.02)))
+        assert 4 <= live._credit <= 6
     assert painted[-1].source == live.sent and painted[-1].final
     assert min(one.late_ms for one in painted) >= 120
 

@@ -7,6 +7,7 @@ writes faster than can be painted, costs a fixed amount of memory.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 import time
@@ -27,6 +28,7 @@ from fewstep.serve.frames import Kind, Message
 from fewstep.serve.jobs import Studio
 from fewstep.serve.uploads import from_bytes
 
+LOG = logging.getLogger("fewstep.serve")
 MODES = ("canvas", "camera", "screen", "video", "prompt")
 EXACT = ("canvas", "prompt")
 """Modes in which every pixel counts; the others are noisy."""
@@ -128,7 +130,10 @@ class Seat:
 
     def fail(self, code: str, error: BaseException, **more: Any) -> None:
         """Say what went wrong; what is not our own error is not for strangers."""
-        message = str(error) if isinstance(error, FewstepError) else "This picture could not be painted."
+        ours = isinstance(error, FewstepError)
+        if not ours:
+            LOG.error("a live picture could not be painted", exc_info=error)
+        message = str(error) if ours else "This picture could not be painted."
         retry_after_s = getattr(error, "retry_after_s", None)
         more |= {} if retry_after_s is None else {"retry_after": retry_after_s}
         self.say("error", code="busy" if retry_after_s is not None else code, message=message, **more)
