@@ -55,16 +55,17 @@ class Work:
 
     `begin` makes the generator, on the engine's thread, when the work is first looked at. `owner` is whom it is for:
     owners take turns. `deadline_s` is on the engine's clock. `ended` is called once, on the engine's thread, with the
-    result or with what went wrong.
+    result or with what went wrong. `number` is its own where it was sent away.
     """
 
-    begin: Callable[[], Steps]
+    begin: Callable[[], Any]
     owner: str
     deadline_s: float
     ended: Callable[[Any, BaseException | None], None]
     cancelled: bool = False
     ask: Ask | None = None
     steps: Steps | None = field(default=None, repr=False)
+    number: int | None = None
 
     @property
     def started(self) -> bool:
@@ -75,8 +76,8 @@ class Work:
         """Begin, or take an answer; whether there is another ask. What goes wrong ends the work, not the engine."""
         try:
             if self.steps is None:
-                self.steps = self.begin()
-                self.ask = next(self.steps)
+                steps = self.steps = self.begin()
+                self.ask = next(steps)
             else:
                 self.ask = self.steps.send(answer)
         except StopIteration as end:
