@@ -326,3 +326,40 @@ def test_real_processes_paint_and_one_that_is_killed_is_replaced():
 def test_an_errand_says_what_it_is(pipe):
     errand = picture_errand(HOW, pipe.plan(Request("a", seed=1)), 2)
     assert isinstance(errand, Errand) and errand.lasting and errand.letter.values["index"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.embedded
+def test_ray_actors_paint_and_one_that_is_killed_is_replaced():
+    pytest.importorskip("ray")
+    import ray
+
+    import fewstep
+    from fewstep.engine.ray import hire_ray
+
+    pipe, fleet = fewstep.load(), Fleet(hire_ray(), 2)
+    try:
+        request = Request("a red apple, 3d", steps=2, seed=5)
+        waits = [ordered_with({}, fleet, pipe, request, owner=str(number)) for number in range(8)]
+        for wait in waits:
+            assert np.array_equal(np.asarray(wait.get(120)), np.asarray(pipe(request)))
+        assert all(place.counts[0] for place in fleet._places.values())
+        ray.kill(next(iter(fleet._places.values())).worker._actor)
+        until(lambda: fleet.lost, 30)
+        assert np.array_equal(np.asarray(ordered_with({}, fleet, pipe, request).get(120)), np.asarray(pipe(request)))
+        assert fleet.workers == 2
+        heard = []
+        session = live_in(fleet, pipe, heard)
+        session.paint.__self__.how = {}
+        session.offer(Frame(0, Image.new("RGB", (64, 64), "red")))
+        until(lambda: heard, 60)
+        assert isinstance(heard[0], Output)
+    finally:
+        fleet.close()
+        ray.shutdown()
+
+
+def ordered_with(how, fleet, pipe, request, owner="me"):
+    wait = Wait()
+    fleet.submit(Work(partial(picture_errand, how, pipe.plan(request), 0), owner, 1e9, wait))
+    return wait
