@@ -24,37 +24,37 @@ from fewstep.hires import LATENT, PIXEL
 from fewstep.infotext import PNG_KEY
 from fewstep.sampling.sampler import SAMPLERS
 from fewstep.sampling.timesteps import LABELS
+from fewstep.serve.a1111_options import Options
 from fewstep.serve.a1111_orders import info_of, request_of, start_of
 from fewstep.serve.jobs import Job, Stepped, Studio
 from fewstep.serve.uploads import from_base64, to_base64
 
-POLICIES = ("clamp", "respect")
 Values = dict[str, Any]
 _ANYTHING = Body(default_factory=dict)
 
 
 def router(studio: Studio) -> APIRouter:
     """The routes, for one studio."""
-    routes = APIRouter(tags=["a1111"])
-    _painting(routes, studio)
+    routes, options = APIRouter(tags=["a1111"]), Options()
+    _painting(routes, studio, options)
     _watching(routes, studio)
     _interrupting(routes, studio)
-    _options(routes, studio)
+    _options(routes, studio, options)
     _lists(routes, studio)
     return routes
 
 
-def _painting(routes: APIRouter, studio: Studio) -> None:
+def _painting(routes: APIRouter, studio: Studio, options: Options) -> None:
     @routes.post("/sdapi/v1/txt2img")
     async def txt2img(http: Request, response: Response, body: Values = _ANYTHING) -> Values:
-        return await _paint(studio, http, response, body, {})
+        return await _paint(studio, options, http, response, body, {})
 
     @routes.post("/sdapi/v1/img2img")
     async def img2img(http: Request, response: Response, body: Values = _ANYTHING) -> Values:
         images = body.get("init_images")
         if not isinstance(images, list) or not images or images[0] is None:
             raise HTTPException(404, "Init image not found")
-        return await _paint(studio, http, response, body, start_of(body))
+        return await _paint(studio, options, http, response, body, start_of(body))
 
     @routes.post("/sdapi/v1/png-info")
     async def png_info(body: Values = _ANYTHING) -> Values:
@@ -141,31 +141,17 @@ def _state(job: Job | None) -> Values:
     }
 
 
-def _options(routes: APIRouter, studio: Studio) -> None:
-    kept: Values = {}
-
+def _options(routes: APIRouter, studio: Studio, options: Options) -> None:
     @routes.get("/sdapi/v1/options")
-    async def options() -> Values:
-        model = studio.pipe.model
-        return {
-            "samples_format": "png",
-            "sd_model_checkpoint": _title(studio),
-            "sd_checkpoint_hash": model.content_hash,
-            "sd_vae": "Automatic",
-            "CLIP_stop_at_last_layers": 1,
-            "eta_noise_seed_delta": 0,
-            "fewstep_policy": "clamp",
-            **kept,
-        }
+    async def get_options() -> Values:
+        own = {"sd_model_checkpoint": _title(studio), "sd_checkpoint_hash": studio.pipe.model.content_hash}
+        return {**options.kept, **own}
 
     @routes.post("/sdapi/v1/options")
     async def set_options(body: Values = _ANYTHING) -> None:
         if (wanted := body.get("sd_model_checkpoint")) and not _is_ours(studio, str(wanted)):
             raise HTTPException(404, f"There is no model '{str(wanted)[:80]}' here. There is '{_title(studio)}'.")
-        if body.get("fewstep_policy", "clamp") not in POLICIES:
-            raise HTTPException(422, f"fewstep_policy is one of: {', '.join(POLICIES)}.")
-        known = ("CLIP_stop_at_last_layers", "eta_noise_seed_delta", "fewstep_policy")
-        kept.update({key: body[key] for key in known if key in body})
+        options.keep(body)
 
     @routes.get("/sdapi/v1/cmd-flags")
     async def flags() -> Values:
@@ -259,9 +245,11 @@ def _is_ours(studio: Studio, wanted: str) -> bool:
     return wanted in names or (len(wanted) >= 8 and model.content_hash.startswith(wanted))
 
 
-async def _paint(studio: Studio, http: Request, response: Response, body: Values, start: Values) -> Values:
+async def _paint(
+    studio: Studio, options: Options, http: Request, response: Response, body: Values, start: Values
+) -> Values:
     owner = http.client.host if http.client else ""
-    request, changes = request_of(body, start, studio)
+    request, changes = request_of(body, start, options.heeded(body), studio)
     job = await studio.open(request, job_id=_id(body.get("force_task_id")))
     response.headers["x-task-id"] = job.id
     if changes:

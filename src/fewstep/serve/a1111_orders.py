@@ -15,6 +15,7 @@ from fewstep.errors import RequestError
 from fewstep.infotext import PNG_KEY, Picture
 from fewstep.sampling.sampler import sampler_named
 from fewstep.sampling.timesteps import table_named
+from fewstep.serve.a1111_options import fields_of
 from fewstep.serve.jobs import Job, Studio
 from fewstep.serve.uploads import from_base64
 
@@ -62,8 +63,11 @@ SECOND = {
 }
 
 
-def request_of(body: Values, start: Values, studio: Studio) -> tuple[asked.Request, dict[str, str]]:
-    """The order as a request of ours, and what the policy changed: key -> sentence.
+def request_of(
+    body: Values, start: Values, settings: Values, studio: Studio
+) -> tuple[asked.Request, dict[str, str]]:
+    """The order as a request of ours, and what the policy changed: key -> sentence. `settings` are the options that
+    hold for it.
 
     Raises:
         RequestError: a value that is not allowed, or a name that is not known.
@@ -87,10 +91,7 @@ def request_of(body: Values, start: Values, studio: Studio) -> tuple[asked.Reque
     if isinstance(sampler, str):
         fields["sampler"] = _sampler(sampler)
         fields["schedule"] = _schedule(body.get("scheduler"))
-    settings = body.get("override_settings")
-    settings = settings if isinstance(settings, dict) else {}
-    if settings.get("CLIP_stop_at_last_layers"):
-        fields["clip_skip"] = settings["CLIP_stop_at_last_layers"]
+    fields |= fields_of(settings)
     changes = {} if settings.get("fewstep_policy") == "respect" else _clamp(fields, studio)
     return asked.request_of({name: value for name, value in fields.items() if value is not None}), changes
 

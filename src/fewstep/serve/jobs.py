@@ -107,7 +107,7 @@ class Studio:
         self.cancel_rest(job)
 
     async def open(self, request: Request, *, job_id: str | None = None) -> Job:
-        """Look at a request and make it a job, which `run` carries out.
+        """Look at a request and make it a job, which `run` carries out. Until then nothing knows of it.
 
         Raises FewstepError for what cannot be done.
         """
@@ -119,11 +119,15 @@ class Studio:
             other = self.pipe.hires or self.pipe
             steps += evaluations(plan.hires.sampler, other.model.schedule, plan.hires.timesteps)
         count = plan.request.count
-        job = Job(job_id or secrets.token_urlsafe(12), plan, steps * count, pictures=[None] * count)
+        return Job(job_id or secrets.token_urlsafe(12), plan, steps * count, pictures=[None] * count)
+
+    def _remember(self, job: Job) -> None:
+        if (other := self.jobs.get(job.id)) is not None and other.active:
+            raise RequestError(f"There is a task '{job.id[:40]}' already that is not done. Give another force_task_id.")
         self.jobs[job.id] = job
-        while len(self.jobs) > REMEMBERED and not next(iter(self.jobs.values())).active:
-            self.jobs.popitem(last=False)
-        return job
+        ended = [name for name, one in self.jobs.items() if not one.active]
+        for name in ended[: max(0, len(self.jobs) - REMEMBERED)]:
+            del self.jobs[name]
 
     async def run(
         self, job: Job, *, owner: str, wanted: Callable[[int, int], bool] | None = None
@@ -147,6 +151,7 @@ class Studio:
         def ended(index: int, result: Any, error: BaseException | None) -> None:
             say(error if error is not None else Painted(index, result))
 
+        self._remember(job)
         try:
             self._submit(job, owner, heard, ended)
             left = len(job.pictures)

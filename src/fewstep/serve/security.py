@@ -31,6 +31,9 @@ OPEN = frozenset({"/", "/healthz", "/readyz", "/api/v1/login"})
 FAILURES, WITHIN_S = 10, 60.0
 """Wrong keys from one address, after which it waits."""
 
+ADDRESSES = 4096
+"""Addresses whose wrong keys are remembered."""
+
 HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -93,16 +96,24 @@ class Door:
         if scope["type"] == "websocket" and self._has_ticket(scope):
             return None
         who, now = (scope.get("client") or ("", 0))[0], time.monotonic()
-        tries = self.failures.setdefault(who, deque(maxlen=FAILURES))
+        tries = self.failures.get(who, ())
         if len(tries) == FAILURES and now - tries[0] < WITHIN_S:
             return 429, "Too many wrong keys. Wait a minute."
         given = keys_of(headers)
         if any(secrets.compare_digest(word.encode(), self.key.encode()) for word in given):
-            tries.clear()
+            self.failures.pop(who, None)
             return None
         if given:
-            tries.append(now)
+            self._count_failure(who, now)
         return 401, "This server wants its key: as a bearer token, as the password of Basic, or by the page's login."
+
+    def _count_failure(self, who: str, now: float) -> None:
+        """The address that failed last stands last; those that failed long ago, or are too many, are forgotten."""
+        tries = self.failures.pop(who, None) or deque(maxlen=FAILURES)
+        self.failures[who] = tries
+        tries.append(now)
+        while len(self.failures) > ADDRESSES or now - next(iter(self.failures.values()))[-1] > WITHIN_S:
+            self.failures.pop(next(iter(self.failures)))
 
     def _has_ticket(self, scope: Scope) -> bool:
         words = dict(part.partition("=")[::2] for part in scope.get("query_string", b"").decode("latin-1").split("&"))
