@@ -1,9 +1,5 @@
 """A real server on a free port, with a tiny random model behind it."""
 
-import socket
-import threading
-import time
-
 import pytest
 
 pytest.importorskip("fastapi")
@@ -22,22 +18,7 @@ def studio():
 
 @pytest.fixture(scope="session")
 def server(studio):
-    import uvicorn
+    from tests.serve.running import running
 
-    from fewstep.serve.app import application
-    from fewstep.serve.security import Door
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = uvicorn.Config(Door(application(studio)), host="127.0.0.1", port=port, log_level="error")
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    until = time.monotonic() + 20
-    while not running.started and time.monotonic() < until:
-        time.sleep(0.02)
-    assert running.started
-    yield port
-    running.should_exit = True
-    thread.join(10)
+    with running(studio) as port:
+        yield port

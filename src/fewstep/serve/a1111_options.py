@@ -41,12 +41,15 @@ class Options:
         Raises:
             RequestError: a value that is not allowed, or more than there is room for.
         """
-        checked_values = {key: _checked(key, value) for key, value in given.items() if key != HASH}
-        kept = {**self.kept, **checked_values}
+        kept = {**self.kept, **self.check(given)}
         kept = {key: DEFAULTS.get(key) if value is None else value for key, value in kept.items()}
         if len(json.dumps(kept)) > ROOM:
             raise RequestError(f"The options together have more than {ROOM} characters. Send fewer.")
         self.kept = kept
+
+    def check(self, given: Mapping[str, Any]) -> Values:
+        """The same with plain numbers, without what only the server sets; raises RequestError."""
+        return {key: _checked(key, value) for key, value in given.items() if key != HASH}
 
     def heeded(self, order: Mapping[str, Any]) -> Values:
         """What holds for this order: its override_settings, else the options.
@@ -57,7 +60,7 @@ class Options:
         own = own if isinstance(own, dict) else {}
         if order.get("override_settings_restore_afterwards") is False:
             self.keep(own)
-        given = {key: _checked(key, value) for key, value in own.items() if value is not None}
+        given = {key: value for key, value in self.check(own).items() if value is not None}
         return {**self.kept, **given}
 
 

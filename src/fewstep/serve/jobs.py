@@ -9,14 +9,15 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from fewstep.engine.local import LocalEngine
 from fewstep.engine.pictures import PictureNetwork, Preview, paint
-from fewstep.engine.work import CancelledError, Work
+from fewstep.engine.work import BusyError, CancelledError, Work
 from fewstep.errors import FewstepError, RequestError
 from fewstep.hires import LATENT, PIXEL, upscaler_named
 from fewstep.infotext import Picture
@@ -24,11 +25,42 @@ from fewstep.pipeline import Pipeline
 from fewstep.plan import Plan
 from fewstep.request import Request
 from fewstep.sampling.sampler import evaluations
+from fewstep.serve.figures import Figures
+from fewstep.serve.journal import say
+from fewstep.serve.models import Models
+from fewstep.serve.turns import Turns
 
 PATIENCE_S = 600.0
-"""A job's deadline: jobs of one moment come in turn, and always behind live frames."""
+"""How long a job may wait before it begins, where nothing else is said."""
+
+BEHIND_LIVE = 1e9
+"""Deadline of the first place in the queue, in seconds on the engine's clock: behind every live frame."""
 
 REMEMBERED = 64
+
+
+class LateError(FewstepError):
+    """The job waited longer than it may."""
+
+    http_status = 503
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class LeavingError(FewstepError):
+    """The server is shutting down."""
+
+    http_status = 503
+    retry_after_s = 10.0
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down and takes no more work. Try again soon.")
+
+
+OUTCOMES = {CancelledError: "cancelled", BusyError: "turned away", LateError: "late", LeavingError: "leaving"}
+"""What ended a job -> what figures and lines call it; "done" is a job with all its pictures, "failed" any other."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +83,23 @@ class Painted:
 
 @dataclass
 class Job:
-    """One request on its way. `done` of `total` evaluations; `pictures` by their number, None while missing; `watched`
-    says that somebody wants to see previews.
+    """How far a request is, for those who watch; it is remembered for a while. `done` of `total` evaluations of `count`
+    pictures; `watched` says that somebody wants to see previews, `began_s` when the first of it was painted.
     """
 
     id: str
-    plan: Plan
+    count: int
     total: int
     started_s: float = field(default_factory=time.monotonic)
+    began_s: float | None = None
     done: int = 0
-    pictures: list[Picture | None] = field(default_factory=list)
     preview: Picture | None = None
     watched: bool = False
     active: bool = True
     cancelled: bool = False
     error: str = ""
     works: list[Work] = field(default_factory=list)
+    give_up: Callable[[FewstepError], None] = field(default=lambda error: None, repr=False)
 
     @property
     def progress(self) -> float:
@@ -80,22 +113,79 @@ class Job:
         return passed / self.progress - passed if self.progress else 0.0
 
 
-class Studio:
-    """A pipeline with its engine, and the jobs of the last while. `waiting` is the limit of pictures that wait."""
+@dataclass
+class Order:
+    """A job with what it takes to carry it out; the pipeline is the one that it was planned with. `pictures` by their
+    number, None while missing.
+    """
 
-    def __init__(self, pipe: Pipeline, *, waiting: int = 64) -> None:
-        self.pipe = pipe
+    job: Job
+    pipe: Pipeline
+    plan: Plan
+    owner: str
+    pictures: list[Picture | None]
+    places: list[float] = field(default_factory=list)
+
+    @property
+    def painted(self) -> list[Picture]:
+        """Those that are done."""
+        return [picture for picture in self.pictures if picture is not None]
+
+
+class Studio:
+    """Pipelines with their engine, and the jobs of the last while. `pipe` is the first model's.
+
+    `waiting` is the limit of pictures that wait, `patience_s` of the seconds that a job waits; `log_prompts` writes
+    prompts to the log.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        *,
+        models: Models | None = None,
+        waiting: int = 64,
+        patience_s: float = PATIENCE_S,
+        log_prompts: bool = False,
+    ) -> None:
+        self.pipe, self.models = pipe, models or Models(pipe)
+        self.patience_s, self.log_prompts = patience_s, log_prompts
         self.engine = LocalEngine(PictureNetwork(), waiting=waiting)
         self.jobs: OrderedDict[str, Job] = OrderedDict()
+        self.leaving = False
+        self.figures = Figures(self)
+        self._turns = Turns()
 
     def close(self) -> None:
         """End the engine; jobs that are left are told."""
+        self.leaving = True
         self.engine.close()
+
+    async def leave(self, within_s: float) -> None:
+        """Take no more work, turn away what has not begun, and let what has end, within so many seconds."""
+        self.leaving = True
+        for job in self.active:
+            if job.began_s is None:
+                job.give_up(LeavingError())
+        until = time.monotonic() + within_s
+        while self.active and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        for job in self.active:
+            job.give_up(LeavingError())
+
+    async def pipe_of(self, name: str | None = None) -> Pipeline:
+        """The pipeline of a model by its name, title, file name or hash, loaded if need be; see `Models.pipe_of`."""
+        return await self.models.pipe_of(name)
+
+    @property
+    def active(self) -> list[Job]:
+        """The jobs that have not ended."""
+        return [job for job in self.jobs.values() if job.active]
 
     @property
     def current(self) -> Job | None:
         """The job that began first of those that are active."""
-        return next((job for job in self.jobs.values() if job.active), None)
+        return next(iter(self.active), None)
 
     def job(self, job_id: str | None) -> Job | None:
         """The job of that name; the current one where there is no name."""
@@ -106,20 +196,104 @@ class Studio:
         job.cancelled = True
         self.cancel_rest(job)
 
-    async def open(self, request: Request, *, job_id: str | None = None) -> Job:
+    def cancel_rest(self, job: Job) -> None:
+        """End the works of a job that are still there; those that are done stay done."""
+        for work in job.works:
+            self.engine.cancel(work)
+        job.works.clear()
+
+    async def open(
+        self, request: Request, *, owner: str, pipe: Pipeline | None = None, job_id: str | None = None
+    ) -> Order:
         """Look at a request and make it a job, which `run` carries out. Until then nothing knows of it.
 
         Raises FewstepError for what cannot be done.
         """
+        if self.leaving:
+            raise LeavingError
         if request.hires_upscaler is not None and upscaler_named(request.hires_upscaler) not in (*LATENT, *PIXEL):
             raise RequestError(f"There is no upscaler '{request.hires_upscaler[:60]}' here; a file is not taken.")
-        plan = await asyncio.to_thread(self.pipe.plan, request)
-        steps = evaluations(plan.sampler, self.pipe.model.schedule, plan.timesteps)
+        pipe = pipe or self.pipe
+        plan = await asyncio.to_thread(pipe.plan, request)
+        steps = evaluations(plan.sampler, pipe.model.schedule, plan.timesteps)
         if plan.hires is not None:
-            other = self.pipe.hires or self.pipe
+            other = pipe.hires or pipe
             steps += evaluations(plan.hires.sampler, other.model.schedule, plan.hires.timesteps)
         count = plan.request.count
-        return Job(job_id or secrets.token_urlsafe(12), plan, steps * count, pictures=[None] * count)
+        job = Job(job_id or secrets.token_urlsafe(12), count, steps * count)
+        return Order(job, pipe, plan, owner, [None] * count)
+
+    async def run(
+        self, order: Order, *, wanted: Callable[[int, int], bool] | None = None
+    ) -> AsyncIterator[Stepped | Painted]:
+        """What becomes of an order, as it comes. Leaving the loop early gives the job up.
+
+        `wanted(step, steps)` says after which steps a preview is made. Raises what went wrong.
+        """
+        job, loop, told = order.job, asyncio.get_running_loop(), asyncio.Queue()
+        tell = partial(loop.call_soon_threadsafe, told.put_nowait)
+        self._remember(job)
+        job.give_up = told.put_nowait
+        late = loop.call_later(self.patience_s, self._late, job)
+        ended: BaseException | None = None
+        try:
+            with self.models.holding(order.pipe):
+                self._submit(order, tell, wanted)
+                while None in order.pictures:
+                    event = await told.get()
+                    if isinstance(event, BaseException):
+                        raise event
+                    if isinstance(event, Painted):
+                        order.pictures[event.index] = event.picture
+                    yield event
+        except Exception as error:  # noqa: BLE001 - it is raised again, once it is written down
+            turned = self.leaving and isinstance(error, CancelledError) and not job.cancelled
+            ended = LeavingError() if turned else error
+            raise ended from None
+        finally:
+            late.cancel()
+            self._end(order, ended)
+
+    async def pictures(
+        self,
+        order: Order,
+        *,
+        wanted: Callable[[int, int], bool] | None = None,
+        gone: Awaitable[None] | None = None,
+    ) -> list[Picture]:
+        """All pictures of an order; those that were done when it was interrupted. It is given up when `gone` ends."""
+        leaving = None if gone is None else asyncio.ensure_future(gone)
+        if leaving is not None:
+            leaving.add_done_callback(lambda ended: None if ended.cancelled() else self.cancel(order.job))
+        try:
+            async with aclosing(self.run(order, wanted=wanted)) as events:
+                async for _ in events:
+                    pass
+        except CancelledError:
+            if not order.job.cancelled:
+                raise
+        finally:
+            if leaving is not None:
+                leaving.cancel()
+                await asyncio.gather(leaving, return_exceptions=True)
+        return order.painted
+
+    def _end(self, order: Order, error: BaseException | None) -> None:
+        """Whatever came of it: its rest is given up, and it is told of. Without an error its client has left."""
+        job, now = order.job, time.monotonic()
+        job.active, job.preview = False, None
+        self.cancel_rest(job)
+        for place in order.places:
+            self._turns.leave(order.owner, place)
+        job.error = str(error) if isinstance(error, FewstepError) else "It failed." if error else ""
+        outcome = "cancelled" if error is None else OUTCOMES.get(type(error), "failed")
+        outcome = outcome if None in order.pictures else "done"
+        waited_s = (job.began_s or now) - job.started_s
+        self.figures.job(outcome, len(order.painted), waited_s, now - job.started_s)
+        times = {"queue_ms": round(waited_s * 1000, 1), "ms": round((now - job.started_s) * 1000, 1)}
+        prompt = order.plan.request.prompt if self.log_prompts else None
+        facts = {"owner": order.owner, "model": order.pipe.model.name, "prompt": prompt, "error": job.error or None}
+        say("job", job=job.id, outcome=outcome, pictures=len(order.painted), evaluations=job.done, **times, **facts)
 
     def _remember(self, job: Job) -> None:
         if (other := self.jobs.get(job.id)) is not None and other.active:
@@ -129,66 +303,38 @@ class Studio:
         for name in ended[: max(0, len(self.jobs) - REMEMBERED)]:
             del self.jobs[name]
 
-    async def run(
-        self, job: Job, *, owner: str, wanted: Callable[[int, int], bool] | None = None
-    ) -> AsyncIterator[Stepped | Painted]:
-        """What becomes of a job, as it comes. Leaving the loop early gives the job up.
+    def _late(self, job: Job) -> None:
+        if job.began_s is None:
+            text = f"The job waited {self.patience_s:g} s without its turn. Try again when the server is less busy."
+            job.give_up(LateError(text, self.retry_after_s))
 
-        `wanted(step, steps)` says after which steps a preview is made. Raises what went wrong.
-        """
-        loop, told = asyncio.get_running_loop(), asyncio.Queue()
-        steps = job.total // len(job.pictures)
+    @property
+    def retry_after_s(self) -> float:
+        """When there may be room again: a guess by the pace of the last network calls."""
+        return max(1.0, self.engine.stats.call_s * 4 * len(self.active))
 
-        def say(event: Any) -> None:
-            loop.call_soon_threadsafe(told.put_nowait, event)
+    def _submit(self, order: Order, tell: Callable[[Any], Any], wanted: Callable[[int, int], bool] | None) -> None:
+        job, plan = order.job, order.plan
+        steps = job.total // job.count
+        width, height = (plan.hires or plan).size
+
+        def begin(index: int, place: float) -> Any:
+            self._turns.begin(order.owner, place)
+            job.began_s = job.began_s or time.monotonic()
+            return paint(order.pipe, plan, index, partial(heard, index))
 
         def heard(index: int, step: int, preview: Preview) -> None:
             job.done += 1
             seen = preview.make() if wanted is not None and step < steps and wanted(step, steps) else None
             job.preview = seen or job.preview
-            say(Stepped(index, step, steps, seen))
+            tell(Stepped(index, step, steps, seen))
 
         def ended(index: int, result: Any, error: BaseException | None) -> None:
-            say(error if error is not None else Painted(index, result))
+            tell(error if error is not None else Painted(index, result))
 
-        self._remember(job)
-        try:
-            self._submit(job, owner, heard, ended)
-            left = len(job.pictures)
-            while left:
-                event = await told.get()
-                if isinstance(event, BaseException):
-                    raise event
-                if isinstance(event, Painted):
-                    left, job.pictures[event.index] = left - 1, event.picture
-                yield event
-        except FewstepError as error:
-            job.error = str(error)
-            raise
-        finally:
-            job.active = False
-            self.cancel_rest(job)
-
-    def cancel_rest(self, job: Job) -> None:
-        """End the works of a job that are still there; those that are done stay done."""
-        for work in job.works:
-            self.engine.cancel(work)
-        job.works.clear()
-
-    def _submit(self, job: Job, owner: str, heard: Any, ended: Any) -> None:
-        deadline = self.engine.clock() + PATIENCE_S
-        for index in range(len(job.pictures)):
-            begin = partial(paint, self.pipe, job.plan, index, partial(heard, index))
-            work = Work(begin, owner, deadline + index * 1e-3, partial(ended, index))
+        for index in range(job.count):
+            place = self._turns.place(order.owner, steps * width * height / 512**2)
+            order.places.append(place)
+            work = Work(partial(begin, index, place), order.owner, BEHIND_LIVE + place, partial(ended, index))
             self.engine.submit(work)
             job.works.append(work)
-
-    async def pictures(self, job: Job, *, owner: str) -> list[Picture]:
-        """All pictures of a job; those that were done when it was interrupted."""
-        try:
-            async for _ in self.run(job, owner=owner):
-                pass
-        except CancelledError:
-            if not job.cancelled:
-                raise
-        return [picture for picture in job.pictures if picture is not None]
