@@ -29,6 +29,9 @@ def register(subparsers: Any) -> None:
     add = parser.add_argument_group("models").add_argument
     add("--models", type=Path, metavar="FOLDER", help="more models, loaded when a client names one")
     add("--memory", type=float, metavar="GB", help="for all loaded models; chosen by what is free if absent")
+    add = parser.add_argument_group("history").add_argument
+    add("--history", type=Path, metavar="FOLDER", help="keep pictures and their settings there; nothing if absent")
+    add("--history-limit", type=float, default=2, metavar="GB", help="above it the oldest pictures leave [2]")
     add = parser.add_argument_group("who may come in").add_argument
     add("--host", default="127.0.0.1", help="address to listen at; others than this machine need a key")
     add("--port", type=int, default=7860, metavar="N", help="[7860]")
@@ -76,8 +79,11 @@ def _check(arguments: argparse.Namespace) -> None:
         raise RequestError(
             f"port {arguments.port} or queue {arguments.queue} is out of range (1 to 65535; at least 1)."
         )
-    if not arguments.patience > 0 or not arguments.grace >= 0 or (arguments.memory or 1) <= 0:
-        raise RequestError("--patience and --memory must be above 0, and --grace not below.")
+    for name in ("patience", "memory", "history_limit"):
+        if (number := getattr(arguments, name)) is not None and not 0 < number < 1e9:
+            raise RequestError(f"--{name.replace('_', '-')} is {number:g}, but it must be above 0.")
+    if not 0 <= arguments.grace < 1e9:
+        raise RequestError(f"--grace is {arguments.grace:g}, but it must be at least 0.")
     if arguments.given is not None and arguments.model is not None:
         raise RequestError(f"MODEL '{arguments.given}' and --model '{arguments.model}' were both given. Give one.")
     if arguments.models is not None and not arguments.models.is_dir():
@@ -89,6 +95,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _studio(arguments: argparse.Namespace) -> Studio:
     import fewstep
+    from fewstep.serve.history import History
     from fewstep.serve.jobs import Studio
     from fewstep.serve.models import Models
 
@@ -100,5 +107,7 @@ def _studio(arguments: argparse.Namespace) -> Studio:
     first = fewstep.load(**loading_asked(arguments, None))
     budget = None if arguments.memory is None else int(arguments.memory * 1e9)
     models = Models(first, arguments.models, load=load, budget=budget)
+    folder, limit = arguments.history, int(arguments.history_limit * 1e9)
+    history = None if folder is None else History(folder, limit=limit)
     manners = {"waiting": arguments.queue, "patience_s": arguments.patience, "log_prompts": arguments.log_prompts}
-    return Studio(first, models=models, **manners)
+    return Studio(first, models=models, history=history, **manners)

@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from fewstep import __version__
 from fewstep.errors import FewstepError
-from fewstep.serve import a1111, openai
+from fewstep.serve import a1111, history_routes, openai
 from fewstep.serve.figures import Counted
 from fewstep.serve.jobs import Studio
 
@@ -31,6 +31,8 @@ def application(studio: Studio) -> FastAPI:
     app = FastAPI(title="fewstep", version=__version__, lifespan=life)
     app.include_router(a1111.router(studio))
     app.include_router(openai.router(studio))
+    if studio.history is not None:
+        app.include_router(history_routes.router(studio.history))
     app.add_middleware(Counted, figures=studio.figures)
     app.add_exception_handler(FewstepError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)

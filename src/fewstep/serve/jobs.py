@@ -26,6 +26,7 @@ from fewstep.plan import Plan
 from fewstep.request import Request
 from fewstep.sampling.sampler import evaluations
 from fewstep.serve.figures import Figures
+from fewstep.serve.history import History
 from fewstep.serve.journal import say
 from fewstep.serve.models import Models
 from fewstep.serve.turns import Turns
@@ -135,8 +136,8 @@ class Order:
 class Studio:
     """Pipelines with their engine, and the jobs of the last while. `pipe` is the first model's.
 
-    `waiting` is the limit of pictures that wait, `patience_s` of the seconds that a job waits; `log_prompts` writes
-    prompts to the log.
+    `waiting` is the limit of pictures that wait, `patience_s` of the seconds that a job waits; `history` keeps what was
+    painted; `log_prompts` writes prompts to the log.
     """
 
     def __init__(
@@ -146,9 +147,10 @@ class Studio:
         models: Models | None = None,
         waiting: int = 64,
         patience_s: float = PATIENCE_S,
+        history: History | None = None,
         log_prompts: bool = False,
     ) -> None:
-        self.pipe, self.models = pipe, models or Models(pipe)
+        self.pipe, self.models, self.history = pipe, models or Models(pipe), history
         self.patience_s, self.log_prompts = patience_s, log_prompts
         self.engine = LocalEngine(PictureNetwork(), waiting=waiting)
         self.jobs: OrderedDict[str, Job] = OrderedDict()
@@ -157,9 +159,11 @@ class Studio:
         self._turns = Turns()
 
     def close(self) -> None:
-        """End the engine; jobs that are left are told."""
+        """End the engine and what it needs; jobs that are left are told."""
         self.leaving = True
         self.engine.close()
+        if self.history is not None:
+            self.history.close()
 
     async def leave(self, within_s: float) -> None:
         """Take no more work, turn away what has not begun, and let what has end, within so many seconds."""
@@ -192,11 +196,11 @@ class Studio:
         return self.jobs.get(job_id) if job_id else self.current
 
     def cancel(self, job: Job) -> None:
-        """Give up what is left of a job."""
+        """Give up what is left of a job, at once."""
         job.cancelled = True
-        self.cancel_rest(job)
+        job.give_up(CancelledError("The job was cancelled."))
 
-    def cancel_rest(self, job: Job) -> None:
+    def _cancel_rest(self, job: Job) -> None:
         """End the works of a job that are still there; those that are done stay done."""
         for work in job.works:
             self.engine.cancel(work)
@@ -282,10 +286,12 @@ class Studio:
         """Whatever came of it: its rest is given up, and it is told of. Without an error its client has left."""
         job, now = order.job, time.monotonic()
         job.active, job.preview = False, None
-        self.cancel_rest(job)
+        self._cancel_rest(job)
         for place in order.places:
             self._turns.leave(order.owner, place)
         job.error = str(error) if isinstance(error, FewstepError) else "It failed." if error else ""
+        if self.history is not None:
+            self.history.keep(order)
         outcome = "cancelled" if error is None else OUTCOMES.get(type(error), "failed")
         outcome = outcome if None in order.pictures else "done"
         waited_s = (job.began_s or now) - job.started_s
