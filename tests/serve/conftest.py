@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.serve.running import running
+
 pytest.importorskip("fastapi")
 
 
@@ -18,7 +20,5 @@ def studio():
 
 @pytest.fixture(scope="session")
 def server(studio):
-    from tests.serve.running import running
-
     with running(studio) as port:
         yield port

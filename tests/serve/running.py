@@ -13,22 +13,17 @@ def running(studio, *, around=lambda app: app, grace_s=5, **door):
     from fewstep.serve.security import Door
     from fewstep.serve.server import Server
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    app = around(Door(application(studio), **door))
-    server = Server(app, studio, grace_s=grace_s, host="127.0.0.1", port=port)
-    server.config.log_level = "error"
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    until = time.monotonic() + 20
-    while not server.started and time.monotonic() < until:
-        time.sleep(0.02)
-    assert server.started
-    yield port
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = Server(around(Door(application(studio), **door)), studio, grace_s=grace_s)
+        server.config.log_level = "error"
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        wait_until(lambda: server.started, within_s=20)
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def wait_until(true, within_s=10.0):

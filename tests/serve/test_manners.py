@@ -13,8 +13,9 @@ import pytest
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request
 from fewstep.serve import journal
-from fewstep.serve.jobs import LeavingError, Studio
+from fewstep.serve.jobs import Studio
 from fewstep.serve.journal import Journal, Lines
+from fewstep.serve.orders import LeavingError
 from tests.serve.running import running, wait_until
 from tests.tiny import tiny_model
 
@@ -251,6 +252,9 @@ def test_lines_go_to_stderr(capsys):
         journal.begin("plain")
         journal.say("model", name="a b", error=None)
         assert capsys.readouterr().err.endswith('Z model name="a b"\n')
+        log.error("a frame failed", exc_info=ValueError("five"))
+        said = capsys.readouterr().err
+        assert 'error message="a frame failed" trace=' in said and "five" in said and said.count("\n") == 1
     finally:
         log.handlers[:], log.level, log.propagate = before
 

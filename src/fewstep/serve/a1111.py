@@ -26,8 +26,9 @@ from fewstep.sampling.sampler import SAMPLERS
 from fewstep.sampling.timesteps import LABELS
 from fewstep.serve.a1111_options import HASH, MODEL, Options
 from fewstep.serve.a1111_orders import info_of, request_of, start_of
-from fewstep.serve.jobs import Job, Studio
+from fewstep.serve.jobs import Studio
 from fewstep.serve.models import UnknownModelError
+from fewstep.serve.orders import Job
 from fewstep.serve.security import gone, owner_of
 from fewstep.serve.uploads import from_base64, to_base64
 

@@ -17,7 +17,7 @@ from fewstep.pipeline import Pipeline
 from fewstep.sampling.sampler import sampler_named
 from fewstep.sampling.timesteps import table_named
 from fewstep.serve.a1111_options import fields_of
-from fewstep.serve.jobs import Order
+from fewstep.serve.orders import Order
 from fewstep.serve.uploads import from_base64
 
 CLAMP_STEPS, CLAMP_GUIDANCE = 8, 2.0

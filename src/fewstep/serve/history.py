@@ -26,7 +26,7 @@ from fewstep.request import DEFAULTS
 from fewstep.serve.journal import say
 
 if TYPE_CHECKING:
-    from fewstep.serve.jobs import Order
+    from fewstep.serve.orders import Order
 
 T = TypeVar("T")
 LIMIT = 2 * 10**9

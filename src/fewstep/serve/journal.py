@@ -49,10 +49,14 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line without line breaks: control characters of strangers are escaped by JSON."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.created % 1 * 1000):03}Z"
-        facts: dict[str, Any] = getattr(record, "facts", {})
+        event, facts = record.getMessage(), getattr(record, "facts", None)
+        if facts is None:  # somebody else's sentence
+            event, facts = record.levelname.lower(), {"message": event}
+        if record.exc_info:
+            facts = {**facts, "trace": self.formatException(record.exc_info)}
         if self.form == "json":
-            return json.dumps({"time": now, "event": record.getMessage(), **facts})
-        return " ".join([now, record.getMessage(), *(f"{name}={json.dumps(value)}" for name, value in facts.items())])
+            return json.dumps({"time": now, "event": event, **facts})
+        return " ".join([now, event, *(f"{name}={json.dumps(value)}" for name, value in facts.items())])
 
 
 class Journal:

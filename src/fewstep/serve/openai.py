@@ -23,8 +23,9 @@ from fewstep import request as asked
 from fewstep.errors import RequestError
 from fewstep.infotext import Picture
 from fewstep.pipeline import Pipeline
-from fewstep.serve.jobs import Order, Painted, Stepped, Studio
+from fewstep.serve.jobs import Studio
 from fewstep.serve.models import Entry, UnknownModelError
+from fewstep.serve.orders import Order, Painted, Stepped
 from fewstep.serve.security import gone, owner_of
 from fewstep.serve.uploads import from_bytes, to_base64
 
