@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from fewstep.client import Live, Painted, _now_ms
 from fewstep.serve.frames import Codec, Message
-from tests.serve.conftest import running
 from tests.serve.line import Line
 from tests.serve.null import NullStudio
+from tests.serve.running import running
 
 LINES = ((1, None), (40, None), (120, None), (1, 8), (40, 8), (120, 8))
 

@@ -10,9 +10,9 @@ pytest.importorskip("fastapi")
 pytest.importorskip("websockets")
 
 from fewstep.client import Live, LiveError
-from tests.serve.conftest import running
 from tests.serve.line import Line
 from tests.serve.null import NullStudio
+from tests.serve.running import running
 
 VALUES = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "refine": False, "seed": 5}
 

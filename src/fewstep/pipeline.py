@@ -88,6 +88,7 @@ class Pipeline:
     many, and 8 elsewhere, where the order of a sum may move a pixel by one or two of 255. `lora_folder` is where the
     names in prompts are looked up, `embeddings` are textual inversions: files, or folders of them. `hires` is another
     pipeline, which paints the second pass where a request has one; it may have the same model with other LoRAs.
+    `source` are the keywords of `load`, as plain values, that make this pipeline again elsewhere.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Pipeline:
         self._embedding_shelf = EmbeddingShelf(_sources(embeddings))
         self.runner: Runner = runner_of(model)
         self.batch = batch or (1 if model.device == "cpu" else ACCELERATOR_BATCH)
+        self.source: dict[str, Any] = {}
         self.loras: tuple[tuple[Lora, float], ...] = ()
         self._read: dict[Path, Lora] = {}
         self.set_loras(loras)
@@ -348,7 +350,14 @@ def load(
     lora_pairs(lora)
     model = open_model(path, device=device, dtype=dtype, by_torch=bool(_sources(embeddings)), **parts)
     own = own_loras(path) if lora is None else lora
-    return Pipeline(model, own, lora_folder=lora_folder, embeddings=embeddings)
+    pipe = Pipeline(model, own, lora_folder=lora_folder, embeddings=embeddings)
+    asked = {"path": path, "device": device, "dtype": dtype, "lora_folder": lora_folder, **parts}
+    asked |= {"lora": None if lora is None else [(str(one), weight) for one, weight in lora_pairs(lora)]}
+    asked |= {"embeddings": [str(one) for one in _sources(embeddings)]}
+    pipe.source = {name: str(one) if isinstance(one, Path) else one for name, one in asked.items() if one}
+    if lora is False or lora == []:
+        pipe.source["lora"] = []
+    return pipe
 
 
 def own_loras(path: str | Path | None) -> list[tuple[LoraPath, float]]:

@@ -1,5 +1,6 @@
 """A studio whose pictures cost nothing: what is left is decoding, scheduling, encoding and the socket."""
 
+from fewstep.engine.painting import Here
 from fewstep.engine.work import Ask
 from fewstep.infotext import Picture
 from fewstep.serve.jobs import Studio
@@ -24,10 +25,15 @@ class NullPainter:
         return False
 
 
-class NullStudio(Studio):
-    def __init__(self, pipe):
-        super().__init__(pipe)
+class Nowhere(Here):
+    def __init__(self):
+        super().__init__()
         self.engine.network = NullNetwork()
 
-    def painter(self):
+    def painter(self, pipe, session):
         return NullPainter()
+
+
+class NullStudio(Studio):
+    def __init__(self, pipe):
+        super().__init__(pipe, painting=Nowhere())

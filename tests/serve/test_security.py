@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewstep.errors import ImageError
-from fewstep.serve.security import COOKIE, FAILURES, Door
+from fewstep.serve.security import ADDRESSES, COOKIE, FAILURES, WITHIN_S, Door
 from fewstep.serve.uploads import from_base64, from_bytes
 
 starlette = pytest.importorskip("starlette")
@@ -115,6 +115,18 @@ def test_wrong_keys_are_counted():
         assert one.get("/thing", headers={"authorization": "Bearer no"}).status_code == 401
     answer = one.get("/thing", headers={"authorization": "Bearer s3cret"})
     assert answer.status_code == 429 and answer.headers["retry-after"] == "60"
+
+
+def test_wrong_keys_are_remembered_of_so_many_addresses_only():
+    gate, now = door(key="s3cret"), time.monotonic()
+    for number in range(ADDRESSES + 50):
+        gate._count_failure(f"address {number}", now)
+    assert len(gate.failures) == ADDRESSES and "address 49" not in gate.failures
+    gate._count_failure("later", now + WITHIN_S + 1)
+    assert list(gate.failures) == ["later"]
+    client_ = TestClient(gate, base_url="http://localhost:7860")
+    client_.get("/thing")  # without any key nothing is counted
+    assert list(gate.failures) == ["later"]
 
 
 def test_a_ticket_opens_one_socket_once():

@@ -1,57 +1,113 @@
-"""`fewstep serve`: the model behind A1111's and OpenAI's interfaces, for this machine alone unless told otherwise."""
+"""`fewstep serve`: models behind A1111's and OpenAI's interfaces, for this machine alone unless told otherwise."""
 
 from __future__ import annotations
 
 import argparse
 import secrets
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.options import add_loading_options, loading_asked
+from fewstep.cli.options import add_loading_options, loading_asked, shelf_options
 from fewstep.errors import RequestError
+
+if TYPE_CHECKING:
+    from fewstep.pipeline import Pipeline
+    from fewstep.serve.jobs import Studio
 
 
 def register(subparsers: Any) -> None:
     """Add `serve` to the command line."""
     parser = subparsers.add_parser(
         "serve",
-        help="serve a model: A1111's and OpenAI's interfaces",
-        description="Serve a model over HTTP, as A1111 (/sdapi/v1) and OpenAI (/v1/images) do.",
+        help="serve models: A1111's and OpenAI's interfaces",
+        description="Serve models over HTTP, as A1111 (/sdapi/v1) and OpenAI (/v1/images) do.",
         allow_abbrev=False,
     )
+    parser.add_argument("given", nargs="?", metavar="MODEL", help="the same as --model")
     add_loading_options(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; others than this machine need a key")
-    parser.add_argument("--port", type=int, default=7860, metavar="N", help="[7860]")
-    parser.add_argument("--name", action="append", default=[], help="host name that it answers to; may be repeated")
-    parser.add_argument("--api-key", metavar="KEY", help="asked of every client; made and printed with --host")
-    parser.add_argument("--insecure", action="store_true", help="no key, whatever the address: only behind a guard")
-    parser.add_argument("--queue", type=int, default=64, metavar="N", help="pictures that may wait [64]")
+    add = parser.add_argument_group("models").add_argument
+    add("--models", type=Path, metavar="FOLDER", help="more models, loaded when a client names one")
+    add("--memory", type=float, metavar="GB", help="for all loaded models; chosen by what is free if absent")
+    add = parser.add_argument_group("history").add_argument
+    add("--history", type=Path, metavar="FOLDER", help="keep pictures and their settings there; nothing if absent")
+    add("--history-limit", type=float, default=2, metavar="GB", help="above it the oldest pictures leave [2]")
+    add = parser.add_argument_group("who may come in").add_argument
+    add("--host", default="127.0.0.1", help="address to listen at; others than this machine need a key")
+    add("--port", type=int, default=7860, metavar="N", help="[7860]")
+    add("--name", action="append", default=[], help="host name that it answers to; may be repeated")
+    add("--api-key", action="append", metavar="KEY", help="asked of every client; several for several owners")
+    add("--insecure", action="store_true", help="no key, whatever the address: only behind a guard")
+    _add_manners(parser.add_argument_group("manners").add_argument)
     parser.set_defaults(run=run)
+
+
+def _add_manners(add: Any) -> None:
+    add("--queue", type=int, default=64, metavar="N", help="pictures that may wait [64]")
+    add("--patience", type=float, default=600, metavar="S", help="seconds that a job may wait for its turn [600]")
+    add("--grace", type=float, default=30, metavar="S", help="told to stop, what has begun may take so long [30]")
+    add("--log", choices=("json", "plain"), default="plain", help="how each request and job is written down [plain]")
+    add("--log-prompts", action="store_true", help="with the jobs' prompts")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until it is stopped; returns the exit code."""
-    import fewstep
-    from fewstep.serve.security import LOOPBACK, SOCKETS, Door
+    from fewstep.serve.security import LOOPBACK, Door
 
+    _check(arguments)
+    try:
+        from fewstep.serve import journal
+        from fewstep.serve.app import application
+        from fewstep.serve.server import Server
+    except ImportError:
+        raise RequestError("Serving needs more libraries: pip install 'fewstep[serve]'") from None
+    keys = arguments.api_key
+    if arguments.host not in LOOPBACK and not keys and not arguments.insecure:
+        keys = [secrets.token_urlsafe(18)]
+        print(f"fewstep: the key is {keys[0]}", file=sys.stderr)
+    journal.begin(arguments.log)
+    studio = _studio(arguments)
+    door = Door(application(studio), key=keys, hosts=[arguments.host, *arguments.name])
+    print(f"fewstep: {studio.pipe.model.name} at http://{arguments.host}:{arguments.port}", file=sys.stderr)
+    where = {"host": arguments.host, "port": arguments.port}
+    Server(journal.Journal(door), studio, grace_s=arguments.grace, **where).run()
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> None:
     if not 1 <= arguments.port <= 65535 or arguments.queue < 1:
         raise RequestError(
             f"port {arguments.port} or queue {arguments.queue} is out of range (1 to 65535; at least 1)."
         )
-    try:
-        import uvicorn
+    for name in ("patience", "memory", "history_limit"):
+        if (number := getattr(arguments, name)) is not None and not 0 < number < 1e9:
+            raise RequestError(f"--{name.replace('_', '-')} is {number:g}, but it must be above 0.")
+    if not 0 <= arguments.grace < 1e9:
+        raise RequestError(f"--grace is {arguments.grace:g}, but it must be at least 0.")
+    if arguments.given is not None and arguments.model is not None:
+        raise RequestError(f"MODEL '{arguments.given}' and --model '{arguments.model}' were both given. Give one.")
+    if arguments.models is not None and not arguments.models.is_dir():
+        raise RequestError(
+            f"The folder '{arguments.models}' of --models does not exist. Give the folder of your models."
+        )
+    arguments.model = arguments.given if arguments.model is None else arguments.model
 
-        from fewstep.serve.app import application
-    except ImportError:
-        raise RequestError("Serving needs more libraries: pip install 'fewstep[serve]'") from None
+
+def _studio(arguments: argparse.Namespace) -> Studio:
+    import fewstep
+    from fewstep.serve.history import History
     from fewstep.serve.jobs import Studio
+    from fewstep.serve.models import Models
 
-    key = arguments.api_key
-    if arguments.host not in LOOPBACK and key is None and not arguments.insecure:
-        key = secrets.token_urlsafe(18)
-        print(f"fewstep: the key is {key}", file=sys.stderr)
-    studio = Studio(fewstep.load(**loading_asked(arguments, None)), waiting=arguments.queue)
-    door = Door(application(studio), key=key, hosts=[arguments.host, *arguments.name])
-    print(f"fewstep: {studio.pipe.model.name} at http://{arguments.host}:{arguments.port}", file=sys.stderr)
-    uvicorn.run(door, host=arguments.host, port=arguments.port, log_level="warning", server_header=False, **SOCKETS)
-    return 0
+    how = {"device": arguments.device, "dtype": arguments.dtype, **shelf_options(arguments)}
+
+    def load(path: Path) -> Pipeline:
+        return fewstep.load(path, **how)
+
+    first = fewstep.load(**loading_asked(arguments, None))
+    budget = None if arguments.memory is None else int(arguments.memory * 1e9)
+    models = Models(first, arguments.models, load=load, budget=budget)
+    folder, limit = arguments.history, int(arguments.history_limit * 1e9)
+    history = None if folder is None else History(folder, limit=limit)
+    manners = {"waiting": arguments.queue, "patience_s": arguments.patience, "log_prompts": arguments.log_prompts}
+    return Studio(first, models=models, history=history, **manners)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fewstep.engine.errands import Errand, picture_of
-from fewstep.engine.local import WAITING, Stats
+from fewstep.engine.local import WAITING
 from fewstep.engine.wire import Letter
-from fewstep.engine.work import BusyError, CancelledError, Work
+from fewstep.engine.work import BusyError, CancelledError, Stats, Work
 from fewstep.errors import FewstepError
 
 AT_ONCE = 4

@@ -14,8 +14,7 @@ from typing import Any
 from PIL import Image
 
 from fewstep.engine.changes import Changes
-from fewstep.engine.local import LocalEngine
-from fewstep.engine.work import CancelledError, Steps, Work
+from fewstep.engine.work import CancelledError, Engine, Steps, Work
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class LiveSession:
 
     def __init__(
         self,
-        engine: LocalEngine,
+        engine: Engine,
         paint: Callable[[Order], Steps],
         tell: Callable[[Output | Failed], None],
         fields: Any,

@@ -8,35 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from fewstep.engine.scheduler import pick
-from fewstep.engine.work import BusyError, CancelledError, Network, Work
+from fewstep.engine.work import BusyError, CancelledError, Network, Stats, Work
 
 WAITING = 64
 """Works that may wait before others are turned away."""
-
-REMEMBERED = 256
-
-
-@dataclass
-class Stats:
-    """What the engine did: ticks and asks since its start, works that ended or were turned away, its last calls."""
-
-    ticks: int = 0
-    asks: int = 0
-    ended: int = 0
-    turned_away: int = 0
-    calls_s: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-
-    @property
-    def call_s(self) -> float:
-        """The median of the last network calls, in seconds; 0 before the first."""
-        calls = sorted(self.calls_s)
-        return calls[len(calls) // 2] if calls else 0.0
 
 
 class LocalEngine:

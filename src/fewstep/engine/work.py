@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -95,6 +96,56 @@ class Work:
             steps.close()
         ended, self.ended = self.ended, _nobody
         ended(result, error)
+
+
+REMEMBERED = 256
+
+
+@dataclass
+class Stats:
+    """What the engine did: ticks and asks since its start, works that ended or were turned away, its last calls."""
+
+    ticks: int = 0
+    asks: int = 0
+    ended: int = 0
+    turned_away: int = 0
+    calls_s: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+    @property
+    def call_s(self) -> float:
+        """The median of the last network calls, in seconds; 0 before the first."""
+        calls = sorted(self.calls_s)
+        return calls[len(calls) // 2] if calls else 0.0
+
+
+class Engine(Protocol):
+    """What works are given to (`LocalEngine`, `Fleet`)."""
+
+    @property
+    def stats(self) -> Stats:
+        """What it did."""
+        ...
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Seconds that deadlines are in."""
+        ...
+
+    def submit(self, work: Work) -> None:
+        """Take a work in. Raises BusyError when too many wait already."""
+        ...
+
+    def cancel(self, work: Work) -> None:
+        """End a work before its next evaluation."""
+        ...
+
+    def position(self, work: Work) -> int:
+        """How many works are ahead of one that waits."""
+        ...
+
+    def close(self) -> None:
+        """Cancel what is left."""
+        ...
 
 
 def _nobody(result: Any, error: BaseException | None) -> None:

@@ -10,51 +10,55 @@ says under `extra_generation_params`, and so does a Warning header.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import platform
-from contextlib import suppress
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Body, HTTPException, Request, Response
 
-from fewstep.engine.work import CancelledError
 from fewstep.foreign import settings_of
 from fewstep.hires import LATENT, PIXEL
 from fewstep.infotext import PNG_KEY
 from fewstep.sampling.sampler import SAMPLERS
 from fewstep.sampling.timesteps import LABELS
+from fewstep.serve.a1111_options import HASH, MODEL, Options
 from fewstep.serve.a1111_orders import info_of, request_of, start_of
-from fewstep.serve.jobs import Job, Stepped, Studio
+from fewstep.serve.jobs import Studio
+from fewstep.serve.models import UnknownModelError
+from fewstep.serve.orders import Job
+from fewstep.serve.security import gone, owner_of
 from fewstep.serve.uploads import from_base64, to_base64
 
-POLICIES = ("clamp", "respect")
 Values = dict[str, Any]
+_TASK = re.compile(r"[!-~]{1,100}")
 _ANYTHING = Body(default_factory=dict)
 
 
 def router(studio: Studio) -> APIRouter:
     """The routes, for one studio."""
-    routes = APIRouter(tags=["a1111"])
-    _painting(routes, studio)
+    routes, options = APIRouter(tags=["a1111"]), Options()
+    _painting(routes, studio, options)
     _watching(routes, studio)
     _interrupting(routes, studio)
-    _options(routes, studio)
+    _options(routes, studio, options)
     _lists(routes, studio)
     return routes
 
 
-def _painting(routes: APIRouter, studio: Studio) -> None:
+def _painting(routes: APIRouter, studio: Studio, options: Options) -> None:
     @routes.post("/sdapi/v1/txt2img")
     async def txt2img(http: Request, response: Response, body: Values = _ANYTHING) -> Values:
-        return await _paint(studio, http, response, body, {})
+        return await _paint(studio, options, http, response, body, {})
 
     @routes.post("/sdapi/v1/img2img")
     async def img2img(http: Request, response: Response, body: Values = _ANYTHING) -> Values:
         images = body.get("init_images")
         if not isinstance(images, list) or not images or images[0] is None:
             raise HTTPException(404, "Init image not found")
-        return await _paint(studio, http, response, body, start_of(body))
+        return await _paint(studio, options, http, response, body, start_of(body))
 
     @routes.post("/sdapi/v1/png-info")
     async def png_info(body: Values = _ANYTHING) -> Values:
@@ -127,13 +131,13 @@ def _interrupting(routes: APIRouter, studio: Studio) -> None:
 
 def _state(job: Job | None) -> Values:
     active = job is not None and job.active
-    steps = job.total // len(job.pictures) if job is not None else 0
+    steps = job.total // job.count if job is not None else 0
     return {
         "skipped": False,
         "interrupted": bool(job is not None and job.cancelled),
         "stopping_generation": False,
         "job": job.id if active and job is not None else "",
-        "job_count": len(job.pictures) if active and job is not None else 0,
+        "job_count": job.count if active and job is not None else 0,
         "job_timestamp": datetime.now(UTC).strftime("%Y%m%d%H%M%S"),
         "job_no": job.done // steps if active and job is not None and steps else 0,
         "sampling_step": job.done % steps if active and job is not None and steps else 0,
@@ -141,37 +145,42 @@ def _state(job: Job | None) -> Values:
     }
 
 
-def _options(routes: APIRouter, studio: Studio) -> None:
-    kept: Values = {}
-
+def _options(routes: APIRouter, studio: Studio, options: Options) -> None:
     @routes.get("/sdapi/v1/options")
-    async def options() -> Values:
-        model = studio.pipe.model
-        return {
-            "samples_format": "png",
-            "sd_model_checkpoint": _title(studio),
-            "sd_checkpoint_hash": model.content_hash,
-            "sd_vae": "Automatic",
-            "CLIP_stop_at_last_layers": 1,
-            "eta_noise_seed_delta": 0,
-            "fewstep_policy": "clamp",
-            **kept,
-        }
+    async def get_options() -> Values:
+        try:
+            entry = await studio.models.find(options.kept.get(MODEL) or studio.models.first.name)
+        except UnknownModelError:  # it is not in the folder any more
+            entry = studio.models.first
+        return {**options.kept, MODEL: entry.title, HASH: entry.digest}
 
     @routes.post("/sdapi/v1/options")
     async def set_options(body: Values = _ANYTHING) -> None:
-        if (wanted := body.get("sd_model_checkpoint")) and not _is_ours(studio, str(wanted)):
-            raise HTTPException(404, f"There is no model '{str(wanted)[:80]}' here. There is '{_title(studio)}'.")
-        if body.get("fewstep_policy", "clamp") not in POLICIES:
-            raise HTTPException(422, f"fewstep_policy is one of: {', '.join(POLICIES)}.")
-        known = ("CLIP_stop_at_last_layers", "eta_noise_seed_delta", "fewstep_policy")
-        kept.update({key: body[key] for key in known if key in body})
+        options.check(body)
+        if wanted := body.get(MODEL):
+            entry = await studio.models.find(wanted)
+            await studio.pipe_of(entry.name)
+            body = {**body, MODEL: entry.name}
+        options.keep(body)
 
     @routes.get("/sdapi/v1/cmd-flags")
     async def flags() -> Values:
         return {"api": True, "listen": False}
 
-    for name in ("unload-checkpoint", "reload-checkpoint", "refresh-checkpoints", "refresh-loras", "refresh-vae"):
+    @routes.post("/sdapi/v1/refresh-checkpoints")
+    async def refresh_checkpoints() -> None:
+        await asyncio.to_thread(studio.models.scan)
+        studio.models.hash_all()
+
+    @routes.post("/sdapi/v1/unload-checkpoint")
+    async def unload_checkpoint() -> None:
+        await studio.models.unload()
+
+    @routes.post("/sdapi/v1/reload-checkpoint")
+    async def reload_checkpoint() -> None:
+        await studio.pipe_of(options.kept.get(MODEL))
+
+    for name in ("refresh-loras", "refresh-vae"):
         routes.add_api_route(f"/sdapi/v1/{name}", _nothing, methods=["POST"])
     routes.add_api_route("/sdapi/v1/refresh-embeddings", _nothing, methods=["POST"])
 
@@ -214,9 +223,11 @@ def _lists(routes: APIRouter, studio: Studio) -> None:
 
     @routes.get("/sdapi/v1/sd-models")
     async def models() -> list[Values]:
-        model = studio.pipe.model
-        names = {"title": _title(studio), "model_name": model.name, "filename": model.name}
-        return [{**names, "hash": model.content_hash, "sha256": None, "config": None}]
+        return [
+            {"title": one.title, "model_name": one.name, "filename": one.file, "hash": one.digest or None}
+            | {"sha256": None, "config": None}
+            for one in studio.models.list()
+        ]
 
     @routes.get("/sdapi/v1/loras")
     async def loras() -> list[Values]:
@@ -248,35 +259,26 @@ def _answering(value: Any) -> Any:
     return answer
 
 
-def _title(studio: Studio) -> str:
-    return f"{studio.pipe.model.name} [{studio.pipe.model.content_hash}]"
-
-
-def _is_ours(studio: Studio, wanted: str) -> bool:
-    """By title, name, file name or hash, as clients know a model."""
-    model = studio.pipe.model
-    names = {_title(studio), model.name, f"{model.name}.safetensors", model.content_hash}
-    return wanted in names or (len(wanted) >= 8 and model.content_hash.startswith(wanted))
-
-
-async def _paint(studio: Studio, http: Request, response: Response, body: Values, start: Values) -> Values:
-    owner = http.client.host if http.client else ""
-    request, changes = request_of(body, start, studio)
-    job = await studio.open(request, job_id=_id(body.get("force_task_id")))
-    response.headers["x-task-id"] = job.id
+async def _paint(
+    studio: Studio, options: Options, http: Request, response: Response, body: Values, start: Values
+) -> Values:
+    settings = options.heeded(body)
+    pipe = await studio.pipe_of(settings.get(MODEL))
+    request, changes = request_of(body, start, settings, pipe)
+    order = await studio.open(request, owner=owner_of(http.scope), pipe=pipe, job_id=_id(body.get("force_task_id")))
+    http.state.task = order.job.id
     if changes:
         response.headers["warning"] = f'299 fewstep "{"; ".join(changes.values())}"'
-    with suppress(CancelledError):  # interrupted: what is done by then is the answer, as in A1111
-        async for event in studio.run(job, owner=owner, wanted=lambda step, steps: job.watched):
-            if isinstance(event, Stepped) and await http.is_disconnected():
-                studio.cancel(job)
-    pictures = [picture for picture in job.pictures if picture is not None]
-    images = [to_base64(picture) for picture in pictures] if body.get("send_images", True) else []
-    return {"images": images, "parameters": _echo(body), "info": json.dumps(info_of(studio, job, pictures, changes))}
+    job = order.job
+    await studio.pictures(order, wanted=lambda step, steps: job.watched, gone=gone(http))
+    kept = order.painted if body.get("send_images", True) else []
+    images = [await asyncio.to_thread(to_base64, picture) for picture in kept]
+    return {"images": images, "parameters": _echo(body), "info": json.dumps(info_of(order, changes))}
 
 
 def _id(given: Any) -> str | None:
-    return given if isinstance(given, str) and 0 < len(given) <= 100 else None
+    """The client's name for a task, where it can stand in a header."""
+    return given if isinstance(given, str) and _TASK.fullmatch(given) else None
 
 
 def _echo(body: Values) -> Values:

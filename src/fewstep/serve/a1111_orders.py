@@ -12,10 +12,12 @@ from typing import Any
 from fewstep import __version__
 from fewstep import request as asked
 from fewstep.errors import RequestError
-from fewstep.infotext import PNG_KEY, Picture
+from fewstep.infotext import PNG_KEY
+from fewstep.pipeline import Pipeline
 from fewstep.sampling.sampler import sampler_named
 from fewstep.sampling.timesteps import table_named
-from fewstep.serve.jobs import Job, Studio
+from fewstep.serve.a1111_options import fields_of
+from fewstep.serve.orders import Order
 from fewstep.serve.uploads import from_base64
 
 CLAMP_STEPS, CLAMP_GUIDANCE = 8, 2.0
@@ -62,8 +64,9 @@ SECOND = {
 }
 
 
-def request_of(body: Values, start: Values, studio: Studio) -> tuple[asked.Request, dict[str, str]]:
-    """The order as a request of ours, and what the policy changed: key -> sentence.
+def request_of(body: Values, start: Values, settings: Values, pipe: Pipeline) -> tuple[asked.Request, dict[str, str]]:
+    """The order as a request of ours, and what the policy changed: key -> sentence. `settings` are the options that
+    hold for it, `pipe` is what will paint it.
 
     Raises:
         RequestError: a value that is not allowed, or a name that is not known.
@@ -87,11 +90,8 @@ def request_of(body: Values, start: Values, studio: Studio) -> tuple[asked.Reque
     if isinstance(sampler, str):
         fields["sampler"] = _sampler(sampler)
         fields["schedule"] = _schedule(body.get("scheduler"))
-    settings = body.get("override_settings")
-    settings = settings if isinstance(settings, dict) else {}
-    if settings.get("CLIP_stop_at_last_layers"):
-        fields["clip_skip"] = settings["CLIP_stop_at_last_layers"]
-    changes = {} if settings.get("fewstep_policy") == "respect" else _clamp(fields, studio)
+    fields |= fields_of(settings)
+    changes = {} if settings.get("fewstep_policy") == "respect" else _clamp(fields, pipe)
     return asked.request_of({name: value for name, value in fields.items() if value is not None}), changes
 
 
@@ -110,9 +110,9 @@ def _schedule(name: Any) -> str:
     return table_named(name)
 
 
-def _clamp(fields: Values, studio: Studio) -> dict[str, str]:
+def _clamp(fields: Values, pipe: Pipeline) -> dict[str, str]:
     """Bring an ordinary order down to what a model of few steps is made for; says what was changed."""
-    sampling = studio.pipe.sampling
+    sampling = pipe.sampling
     own = sampler_named(sampling.sampler)
     changes: dict[str, str] = {}
     if sampling.steps > CLAMP_STEPS:  # an ordinary model
@@ -120,7 +120,7 @@ def _clamp(fields: Values, studio: Studio) -> dict[str, str]:
     if _number(fields.get("steps")) > CLAMP_STEPS:
         changes["steps"] = f"steps {fields['steps']} became {sampling.steps}"
         fields["steps"] = sampling.steps
-    if _number(fields.get("guidance")) > CLAMP_GUIDANCE and not studio.pipe.model.sampling.embedded_guidance:
+    if _number(fields.get("guidance")) > CLAMP_GUIDANCE and not pipe.model.sampling.embedded_guidance:
         changes["guidance"] = f"CFG {fields['guidance']} became {sampling.guidance:g}"
         fields["guidance"] = sampling.guidance
     if changes and "sampler" in fields and sampler_named(fields["sampler"]).name != own.name:
@@ -140,12 +140,12 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def info_of(studio: Studio, job: Job, pictures: list[Picture], changes: Mapping[str, str]) -> Values:
+def info_of(order: Order, changes: Mapping[str, str]) -> Values:
     """What A1111 calls `info`: everything that was used, with all prompts and seeds."""
-    plan, count = job.plan, len(job.pictures)
-    request, model = plan.request, studio.pipe.model
+    plan, count = order.plan, order.job.count
+    request, model = plan.request, order.pipe.model
     seeds = [plan.seed_of(index) for index in range(count)]
-    texts = [str(picture.info[PNG_KEY]) for picture in pictures]
+    texts = [str(picture.info[PNG_KEY]) for picture in order.painted]
     return {
         "prompt": request.prompt,
         "all_prompts": [request.prompt] * count,

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from fewstep import __version__
-from fewstep.engine.work import BusyError
 from fewstep.errors import FewstepError
-from fewstep.serve import a1111, live, openai
+from fewstep.serve import a1111, history_routes, live, openai
+from fewstep.serve.figures import Counted
 from fewstep.serve.jobs import Studio
 
 
@@ -23,14 +25,18 @@ def application(studio: Studio) -> FastAPI:
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
+        studio.models.hash_all()
         yield
         room.close()
-        studio.close()
+        await asyncio.to_thread(studio.close)
 
     app = FastAPI(title="fewstep", version=__version__, lifespan=life)
     app.include_router(a1111.router(studio))
     app.include_router(openai.router(studio))
     app.include_router(live.router(studio, room))
+    if studio.history is not None:
+        app.include_router(history_routes.router(studio.history))
+    app.add_middleware(Counted, figures=studio.figures)
     app.add_exception_handler(FewstepError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
 
@@ -39,12 +45,14 @@ def application(studio: Studio) -> FastAPI:
         return {"status": "ok"}
 
     @app.get("/readyz", include_in_schema=False)
-    async def ready() -> dict[str, str]:
-        return {"status": "ready", "model": studio.pipe.model.name}
+    async def ready() -> JSONResponse:
+        if studio.leaving:
+            return JSONResponse({"status": "leaving"}, 503)
+        return JSONResponse({"status": "ready", "model": studio.models.first.name})
 
     @app.get("/metrics", include_in_schema=False)
-    async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(_metrics(studio), media_type="text/plain; version=0.0.4")
+    async def metrics() -> Response:
+        return Response(studio.figures.text(), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
@@ -52,8 +60,8 @@ def application(studio: Studio) -> FastAPI:
 async def _failed(http: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, FewstepError)
     answer = _said(http, error.http_status, str(error))
-    if isinstance(error, BusyError):
-        answer.headers["retry-after"] = str(round(error.retry_after_s))
+    if (seconds := getattr(error, "retry_after_s", None)) is not None:
+        answer.headers["retry-after"] = str(math.ceil(seconds))
     return answer
 
 
@@ -69,17 +77,3 @@ def _said(http: Request, status: int, sentence: str) -> JSONResponse:
     if http.url.path.startswith("/v1/"):
         return openai.failure(status, sentence)
     return JSONResponse({"detail": sentence}, status)
-
-
-def _metrics(studio: Studio) -> str:
-    stats = studio.engine.stats
-    values: dict[str, Any] = {
-        "fewstep_evaluations_total": stats.asks,
-        "fewstep_network_calls_total": stats.ticks,
-        "fewstep_works_ended_total": stats.ended,
-        "fewstep_turned_away_total": stats.turned_away,
-        "fewstep_jobs_active": sum(job.active for job in studio.jobs.values()),
-        "fewstep_network_call_seconds": stats.call_s,
-    }
-    kinds = {name: "counter" if name.endswith("_total") else "gauge" for name in values}
-    return "".join(f"# TYPE {name} {kinds[name]}\n{name} {value}\n" for name, value in values.items())

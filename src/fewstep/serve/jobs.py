@@ -9,227 +9,249 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from PIL import Image
-
-from fewstep.engine.changes import Changes
-from fewstep.engine.live import Failed, LiveSession, Output
-from fewstep.engine.live_request import LiveRequest
-from fewstep.engine.local import LocalEngine
-from fewstep.engine.painter import LivePainter
-from fewstep.engine.pictures import PictureNetwork, Preview, paint
+from fewstep.engine.painting import Here, Painting
 from fewstep.engine.work import CancelledError, Work
 from fewstep.errors import FewstepError, RequestError
 from fewstep.hires import LATENT, PIXEL, upscaler_named
 from fewstep.infotext import Picture
 from fewstep.pipeline import Pipeline
-from fewstep.plan import Plan
 from fewstep.request import Request
 from fewstep.sampling.sampler import evaluations
+from fewstep.serve.figures import Figures
+from fewstep.serve.history import History
+from fewstep.serve.journal import say
+from fewstep.serve.models import Models
+from fewstep.serve.orders import OUTCOMES, Job, LateError, LeavingError, Order, Painted, Stepped
+from fewstep.serve.turns import Turns
 
 PATIENCE_S = 600.0
-"""A job's deadline: jobs of one moment come in turn, and always behind live frames."""
+"""How long a job may wait before it begins, where nothing else is said."""
+
+BEHIND_LIVE = 1e9
+"""Deadline of the first place in the queue, in seconds on the engine's clock: behind every live frame."""
 
 REMEMBERED = 64
 
 
-@dataclass(frozen=True)
-class Stepped:
-    """One evaluation of picture `index` is done; `preview` is the picture as it is predicted, where it was wanted."""
+class Studio:
+    """Pipelines with their engine, and the jobs of the last while. `pipe` is the first model's.
 
-    index: int
-    step: int
-    steps: int
-    preview: Picture | None = None
-
-
-@dataclass(frozen=True)
-class Painted:
-    """Picture `index` is done."""
-
-    index: int
-    picture: Picture
-
-
-@dataclass
-class Job:
-    """One request on its way. `done` of `total` evaluations; `pictures` by their number, None while missing; `watched`
-    says that somebody wants to see previews.
+    `painting` says where pictures are painted: here, where `waiting` is the limit of those that wait, unless told
+    otherwise. `patience_s` is that of the seconds that a job waits; `history` keeps what was painted; `log_prompts`
+    writes prompts to the log.
     """
 
-    id: str
-    plan: Plan
-    total: int
-    started_s: float = field(default_factory=time.monotonic)
-    done: int = 0
-    pictures: list[Picture | None] = field(default_factory=list)
-    preview: Picture | None = None
-    watched: bool = False
-    active: bool = True
-    cancelled: bool = False
-    error: str = ""
-    works: list[Work] = field(default_factory=list)
-
-    @property
-    def progress(self) -> float:
-        """From 0 to 1."""
-        return self.done / self.total if self.total else 1.0
-
-    @property
-    def eta_s(self) -> float:
-        """Seconds that are left, by the pace so far."""
-        passed = time.monotonic() - self.started_s
-        return passed / self.progress - passed if self.progress else 0.0
-
-
-class Studio:
-    """A pipeline with its engine, and the jobs of the last while. `waiting` is the limit of pictures that wait."""
-
-    def __init__(self, pipe: Pipeline, *, waiting: int = 64) -> None:
-        self.pipe = pipe
-        self.engine = LocalEngine(PictureNetwork(), waiting=waiting)
+    def __init__(
+        self,
+        pipe: Pipeline,
+        *,
+        models: Models | None = None,
+        painting: Painting | None = None,
+        waiting: int = 64,
+        patience_s: float = PATIENCE_S,
+        history: History | None = None,
+        log_prompts: bool = False,
+    ) -> None:
+        self.pipe, self.models, self.history = pipe, models or Models(pipe), history
+        self.patience_s, self.log_prompts = patience_s, log_prompts
+        self.painting = painting or Here(waiting=waiting)
+        self.engine = self.painting.engine
         self.jobs: OrderedDict[str, Job] = OrderedDict()
+        self.leaving = False
+        self.figures = Figures(self)
+        self._turns = Turns()
 
     def close(self) -> None:
-        """End the engine; jobs that are left are told."""
+        """End the engine and what it needs; jobs that are left are told."""
+        self.leaving = True
         self.engine.close()
+        if self.history is not None:
+            self.history.close()
+
+    async def leave(self, within_s: float) -> None:
+        """Take no more work, turn away what has not begun, and let what has end, within so many seconds."""
+        self.leaving = True
+        for job in self.active:
+            if job.began_s is None:
+                job.give_up(LeavingError())
+        until = time.monotonic() + within_s
+        while self.active and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        for job in self.active:
+            job.give_up(LeavingError())
+
+    async def pipe_of(self, name: str | None = None) -> Pipeline:
+        """The pipeline of a model by its name, title, file name or hash, loaded if need be; see `Models.pipe_of`."""
+        return await self.models.pipe_of(name)
+
+    @property
+    def active(self) -> list[Job]:
+        """The jobs that have not ended."""
+        return [job for job in self.jobs.values() if job.active]
 
     @property
     def current(self) -> Job | None:
         """The job that began first of those that are active."""
-        return next((job for job in self.jobs.values() if job.active), None)
+        return next(iter(self.active), None)
 
     def job(self, job_id: str | None) -> Job | None:
         """The job of that name; the current one where there is no name."""
         return self.jobs.get(job_id) if job_id else self.current
 
     def cancel(self, job: Job) -> None:
-        """Give up what is left of a job."""
+        """Give up what is left of a job, at once."""
         job.cancelled = True
-        self.cancel_rest(job)
+        job.give_up(CancelledError("The job was cancelled."))
 
-    async def open(self, request: Request, *, job_id: str | None = None) -> Job:
-        """Look at a request and make it a job, which `run` carries out.
-
-        Raises FewstepError for what cannot be done.
-        """
-        if request.hires_upscaler is not None and upscaler_named(request.hires_upscaler) not in (*LATENT, *PIXEL):
-            raise RequestError(f"There is no upscaler '{request.hires_upscaler[:60]}' here; a file is not taken.")
-        plan = await asyncio.to_thread(self.pipe.plan, request)
-        steps = evaluations(plan.sampler, self.pipe.model.schedule, plan.timesteps)
-        if plan.hires is not None:
-            other = self.pipe.hires or self.pipe
-            steps += evaluations(plan.hires.sampler, other.model.schedule, plan.hires.timesteps)
-        count = plan.request.count
-        job = Job(job_id or secrets.token_urlsafe(12), plan, steps * count, pictures=[None] * count)
-        self.jobs[job.id] = job
-        while len(self.jobs) > REMEMBERED and not next(iter(self.jobs.values())).active:
-            self.jobs.popitem(last=False)
-        return job
-
-    def trial(self, fields: LiveRequest, *, with_picture: bool) -> tuple[dict[str, Any], list[str]]:
-        """A live session's parameters with everything left open filled in, and what has no effect; nothing is painted.
-
-        Raises FewstepError for what cannot be done.
-        """
-        width, height = fields.request.width or 0, fields.request.height or 0
-        side = self.pipe.model.family.size_px
-        blank = Image.new("RGB", (width or side, height or side)) if with_picture else None
-        plan = self.pipe.plan(fields.of(blank))
-        chosen = {"steps": len(plan.timesteps), "guidance": plan.guidance, "sampler": plan.sampler.name}
-        chosen |= {"schedule": plan.table, "strength": plan.strength, "width": plan.size[0], "height": plan.size[1]}
-        return fields.values() | chosen, list(plan.notes)
-
-    def live(
-        self,
-        fields: LiveRequest,
-        tell: Callable[[Output | Failed], None],
-        *,
-        owner: str,
-        period_s: float,
-        changes: Changes,
-    ) -> LiveSession:
-        """A live session; `tell` is called on the engine's thread, `changes` says which frames need painting."""
-        painter, usual = self.painter(), self.pipe.sampling.steps
-        return LiveSession(
-            self.engine,
-            painter.paint,
-            tell,
-            fields,
-            owner=owner,
-            period_s=period_s,
-            changes=changes,
-            refine=lambda fields: fields.refined(usual) if fields.refine else None,
-            moving=painter.moving,
-        )
-
-    def painter(self) -> LivePainter:
-        """What paints one live session's frames."""
-        return LivePainter(self.pipe)
-
-    async def run(
-        self, job: Job, *, owner: str, wanted: Callable[[int, int], bool] | None = None
-    ) -> AsyncIterator[Stepped | Painted]:
-        """What becomes of a job, as it comes. Leaving the loop early gives the job up.
-
-        `wanted(step, steps)` says after which steps a preview is made. Raises what went wrong.
-        """
-        loop, told = asyncio.get_running_loop(), asyncio.Queue()
-        steps = job.total // len(job.pictures)
-
-        def say(event: Any) -> None:
-            loop.call_soon_threadsafe(told.put_nowait, event)
-
-        def heard(index: int, step: int, preview: Preview) -> None:
-            job.done += 1
-            seen = preview.make() if wanted is not None and step < steps and wanted(step, steps) else None
-            job.preview = seen or job.preview
-            say(Stepped(index, step, steps, seen))
-
-        def ended(index: int, result: Any, error: BaseException | None) -> None:
-            say(error if error is not None else Painted(index, result))
-
-        try:
-            self._submit(job, owner, heard, ended)
-            left = len(job.pictures)
-            while left:
-                event = await told.get()
-                if isinstance(event, BaseException):
-                    raise event
-                if isinstance(event, Painted):
-                    left, job.pictures[event.index] = left - 1, event.picture
-                yield event
-        except FewstepError as error:
-            job.error = str(error)
-            raise
-        finally:
-            job.active = False
-            self.cancel_rest(job)
-
-    def cancel_rest(self, job: Job) -> None:
+    def _cancel_rest(self, job: Job) -> None:
         """End the works of a job that are still there; those that are done stay done."""
         for work in job.works:
             self.engine.cancel(work)
         job.works.clear()
 
-    def _submit(self, job: Job, owner: str, heard: Any, ended: Any) -> None:
-        deadline = self.engine.clock() + PATIENCE_S
-        for index in range(len(job.pictures)):
-            begin = partial(paint, self.pipe, job.plan, index, partial(heard, index))
-            work = Work(begin, owner, deadline + index * 1e-3, partial(ended, index))
+    async def open(
+        self, request: Request, *, owner: str, pipe: Pipeline | None = None, job_id: str | None = None
+    ) -> Order:
+        """Look at a request and make it a job, which `run` carries out. Until then nothing knows of it.
+
+        Raises FewstepError for what cannot be done.
+        """
+        if self.leaving:
+            raise LeavingError
+        if request.hires_upscaler is not None and upscaler_named(request.hires_upscaler) not in (*LATENT, *PIXEL):
+            raise RequestError(f"There is no upscaler '{request.hires_upscaler[:60]}' here; a file is not taken.")
+        pipe = pipe or self.pipe
+        plan = await asyncio.to_thread(pipe.plan, request)
+        steps = evaluations(plan.sampler, pipe.model.schedule, plan.timesteps)
+        if plan.hires is not None:
+            other = pipe.hires or pipe
+            steps += evaluations(plan.hires.sampler, other.model.schedule, plan.hires.timesteps)
+        count = plan.request.count
+        job = Job(job_id or secrets.token_urlsafe(12), count, steps * count)
+        return Order(job, pipe, plan, owner, [None] * count)
+
+    async def run(
+        self, order: Order, *, wanted: Callable[[int, int], bool] | None = None
+    ) -> AsyncGenerator[Stepped | Painted, None]:
+        """What becomes of an order, as it comes. Leaving the loop early gives the job up.
+
+        `wanted(step, steps)` says after which steps a preview is made. Raises what went wrong.
+        """
+        job, loop, told = order.job, asyncio.get_running_loop(), asyncio.Queue()
+        tell = partial(loop.call_soon_threadsafe, told.put_nowait)
+        self._remember(job)
+        job.give_up = told.put_nowait
+        late = loop.call_later(self.patience_s, self._late, job)
+        ended: BaseException | None = None
+        try:
+            with self.models.holding(order.pipe):
+                self._submit(order, tell, wanted)
+                while None in order.pictures:
+                    event = await told.get()
+                    if isinstance(event, BaseException):
+                        raise event
+                    if isinstance(event, Painted):
+                        order.pictures[event.index] = event.picture
+                    yield event
+        except Exception as error:  # noqa: BLE001 - it is raised again, once it is written down
+            turned = self.leaving and isinstance(error, CancelledError) and not job.cancelled
+            ended = LeavingError() if turned else error
+            raise ended from None
+        finally:
+            late.cancel()
+            self._end(order, ended)
+
+    async def pictures(
+        self,
+        order: Order,
+        *,
+        wanted: Callable[[int, int], bool] | None = None,
+        gone: Awaitable[None] | None = None,
+    ) -> list[Picture]:
+        """All pictures of an order; those that were done when it was interrupted. It is given up when `gone` ends."""
+        leaving = None if gone is None else asyncio.ensure_future(gone)
+        if leaving is not None:
+            leaving.add_done_callback(lambda ended: None if ended.cancelled() else self.cancel(order.job))
+        try:
+            async with aclosing(self.run(order, wanted=wanted)) as events:
+                async for _ in events:
+                    pass
+        except CancelledError:
+            if not order.job.cancelled:
+                raise
+        finally:
+            if leaving is not None:
+                leaving.cancel()
+                await asyncio.gather(leaving, return_exceptions=True)
+        return order.painted
+
+    def _end(self, order: Order, error: BaseException | None) -> None:
+        """Whatever came of it: its rest is given up, and it is told of. Without an error its client has left."""
+        job, now = order.job, time.monotonic()
+        job.active, job.preview = False, None
+        self._cancel_rest(job)
+        for place in order.places:
+            self._turns.leave(order.owner, place)
+        job.error = str(error) if isinstance(error, FewstepError) else "It failed." if error else ""
+        if self.history is not None:
+            self.history.keep(order)
+        outcome = "cancelled" if error is None else OUTCOMES.get(type(error), "failed")
+        outcome = outcome if None in order.pictures else "done"
+        waited_s = (job.began_s or now) - job.started_s
+        self.figures.job(outcome, len(order.painted), waited_s, now - job.started_s)
+        times = {"queue_ms": round(waited_s * 1000, 1), "ms": round((now - job.started_s) * 1000, 1)}
+        prompt = order.plan.request.prompt if self.log_prompts else None
+        facts = {"owner": order.owner, "model": order.pipe.model.name, "prompt": prompt, "error": job.error or None}
+        say("job", job=job.id, outcome=outcome, pictures=len(order.painted), evaluations=job.done, **times, **facts)
+
+    def _remember(self, job: Job) -> None:
+        if (other := self.jobs.get(job.id)) is not None and other.active:
+            raise RequestError(f"There is a task '{job.id[:40]}' already that is not done. Give another force_task_id.")
+        self.jobs[job.id] = job
+        ended = [name for name, one in self.jobs.items() if not one.active]
+        for name in ended[: max(0, len(self.jobs) - REMEMBERED)]:
+            del self.jobs[name]
+
+    def _late(self, job: Job) -> None:
+        if job.began_s is None:
+            text = f"The job waited {self.patience_s:g} s without its turn. Try again when the server is less busy."
+            job.give_up(LateError(text, self.retry_after_s))
+
+    @property
+    def retry_after_s(self) -> float:
+        """When there may be room again: a guess by the pace of the last network calls."""
+        return max(1.0, self.engine.stats.call_s * 4 * len(self.active))
+
+    def _submit(self, order: Order, tell: Callable[[Any], Any], wanted: Callable[[int, int], bool] | None) -> None:
+        job, plan = order.job, order.plan
+        steps = job.total // job.count
+        width, height = (plan.hires or plan).size
+
+        def begin(index: int, place: float) -> Any:
+            self._turns.begin(order.owner, place)
+            job.began_s = job.began_s or time.monotonic()
+            return self.painting.picture(order.pipe, plan, index, partial(heard, index), seeing)
+
+        def seeing(step: int) -> bool:
+            return wanted is not None and step < steps and wanted(step, steps)
+
+        def heard(index: int, step: int, look: Callable[[], Picture | None]) -> None:
+            job.done = min(job.total, job.done + 1)
+            seen = look() if seeing(step) else None
+            job.preview = seen or job.preview
+            tell(Stepped(index, step, steps, seen))
+
+        def ended(index: int, result: Any, error: BaseException | None) -> None:
+            tell(error if error is not None else Painted(index, result))
+
+        for index in range(job.count):
+            place = self._turns.place(order.owner, steps * width * height / 512**2)
+            order.places.append(place)
+            work = Work(partial(begin, index, place), order.owner, BEHIND_LIVE + place, partial(ended, index))
             self.engine.submit(work)
             job.works.append(work)
-
-    async def pictures(self, job: Job, *, owner: str) -> list[Picture]:
-        """All pictures of a job; those that were done when it was interrupted."""
-        try:
-            async for _ in self.run(job, owner=owner):
-                pass
-        except CancelledError:
-            if not job.cancelled:
-                raise
-        return [picture for picture in job.pictures if picture is not None]

@@ -25,7 +25,8 @@ from fewstep.errors import FewstepError, RequestError
 from fewstep.infotext import PNG_KEY
 from fewstep.serve.frames import LIMIT, Codec, Flag, Kind, Message, unpacked
 from fewstep.serve.jobs import Studio
-from fewstep.serve.seats import Hello, Seat, first_fields
+from fewstep.serve.orders import LeavingError
+from fewstep.serve.seats import Hello, Seat, first_fields, seeded, trial
 from fewstep.serve.uploads import SIDE_LIMIT_PX, to_base64
 
 PROTOCOL = "fewstep.live.v1"
@@ -62,11 +63,14 @@ class Room:
                 if timer := self._leaving.pop(seat.id, None):
                     timer.cancel()
                 return seat
+        if self.studio.leaving:
+            raise LeavingError
         if len(self.seats) >= self.sessions:
             raise BusyError(f"There are {self.sessions} live sessions already. Try again later.", 5.0)
-        fields = first_fields(self.studio.pipe.model.family.size_px).patched(hello.values)
-        await asyncio.to_thread(self.studio.trial, fields, with_picture=hello.mode != "prompt")
-        seat = Seat(self.studio, hello, fields)
+        pipe = await self.studio.pipe_of(hello.model or None)
+        fields = seeded(first_fields(pipe.model.family.size_px).patched(hello.values))
+        await asyncio.to_thread(trial, pipe, fields, with_picture=hello.mode != "prompt")
+        seat = Seat(self.studio, pipe, hello, fields)
         self.seats[seat.id] = seat
         return seat
 
@@ -115,7 +119,7 @@ class Socket:
                 (self.room.end if self.over else self.room.left)(seat)
 
     def _welcome(self) -> None:
-        seat, model = self.seat, self.room.studio.pipe.model
+        seat, model = self.seat, self.seat.pipe.model
         seat.forget_socket()
         seat.number()
         limits = {"message_bytes": LIMIT, "side_px": SIDE_LIMIT_PX, "size_px": model.family.size_px}

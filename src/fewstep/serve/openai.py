@@ -6,10 +6,12 @@ strength, sampler, ...) come as further keys, as `extra_body` sends them.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, UploadFile
@@ -20,12 +22,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from fewstep import request as asked
 from fewstep.errors import RequestError
 from fewstep.infotext import Picture
-from fewstep.serve.jobs import Job, Painted, Stepped, Studio
+from fewstep.pipeline import Pipeline
+from fewstep.serve.jobs import Studio
+from fewstep.serve.models import Entry, UnknownModelError
+from fewstep.serve.orders import Order, Painted, Stepped
+from fewstep.serve.security import gone, owner_of
 from fewstep.serve.uploads import from_bytes, to_base64
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 ALIASES = {"n": "count", "num_inference_steps": "steps", "guidance_scale": "guidance", "scheduler": "sampler"}
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
+_OPENAIS = re.compile(r"(gpt|chatgpt|dall)-")
 _OWN = frozenset(asked.SPECS) - {"prompt", "image", "mask", "count", "width", "height"}
 
 
@@ -53,16 +60,14 @@ def router(studio: Studio) -> APIRouter:
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(studio)]}
+        return {"object": "list", "data": [_model(entry) for entry in studio.models.list()]}
 
     @routes.get("/models/{name:path}")
     async def model(name: str) -> Any:
-        found = _model(studio)
-        return (
-            found
-            if name == found["id"]
-            else failure(404, f"There is no model '{name}' here.", "model", "model_not_found")
-        )
+        try:
+            return _model(await studio.models.find(name))
+        except UnknownModelError as error:
+            return failure(404, str(error), "model", "model_not_found")
 
     @routes.post("/images/generations")
     async def generations(body: Generation, http: Request) -> Any:
@@ -83,8 +88,13 @@ def failure(status: int, sentence: str, parameter: str | None = None, code: str 
     return JSONResponse({"error": {"message": sentence, "type": kind, "param": parameter, "code": code}}, status)
 
 
-def _model(studio: Studio) -> dict[str, Any]:
-    return {"id": studio.pipe.model.name, "object": "model", "created": 0, "owned_by": "fewstep"}
+def _model(entry: Entry) -> dict[str, Any]:
+    return {"id": entry.name, "object": "model", "created": entry.stamp // 10**9, "owned_by": "fewstep"}
+
+
+async def _pipe(studio: Studio, name: str | None) -> Pipeline:
+    """Of the model that is named; OpenAI's own names stand for the server's first one."""
+    return await studio.pipe_of(None if name is None or _OPENAIS.match(name) else name)
 
 
 async def _form(http: Request) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,16 +168,17 @@ async def _answer(studio: Studio, http: Request, body: dict[str, Any], pictures:
         raise RequestError(f"output_format is {kind!r}, but pictures are {', '.join(FORMATS)} here.")
     if body.get("response_format") == "url":
         raise RequestError("response_format url is not served: pictures come as b64_json. Leave it out.")
-    owner = http.client.host if http.client else ""
-    job = await studio.open(request_of(body, pictures))
-    how = _Written(kind, body.get("output_compression"), job)
+    pipe = await _pipe(studio, body.get("model"))
+    order = await studio.open(request_of(body, pictures), owner=owner_of(http.scope), pipe=pipe)
+    http.state.task = order.job.id
+    how = _Written(kind, body.get("output_compression"), order)
     if body.get("stream"):
-        streamed = _events(studio, job, how, owner, event, body.get("partial_images", 0))
+        streamed = _events(studio, order, how, event, body.get("partial_images", 0))
         return StreamingResponse(streamed, media_type="text/event-stream")
-    painted = await studio.pictures(job, owner=owner)
+    painted = await studio.pictures(order, gone=gone(http))
     return {
         "created": int(time.time()),
-        "data": [{"b64_json": how.text(picture)} for picture in painted],
+        "data": [{"b64_json": await asyncio.to_thread(how.text, picture)} for picture in painted],
         **how.facts(),
     }
 
@@ -175,16 +186,16 @@ async def _answer(studio: Studio, http: Request, body: dict[str, Any], pictures:
 class _Written:
     """How a job's pictures are written, and what its answers say of them."""
 
-    def __init__(self, kind: str, compression: int | None, job: Job) -> None:
-        self.kind, self.quality, self.job = kind, 100 if compression is None else compression, job
+    def __init__(self, kind: str, compression: int | None, order: Order) -> None:
+        self.kind, self.quality, self.plan = kind, 100 if compression is None else compression, order.plan
 
     def text(self, picture: Picture) -> str:
         options = {} if self.kind == "png" else {"quality": max(1, min(95, self.quality))}
         return to_base64(picture, FORMATS[self.kind], **options)
 
     def facts(self) -> dict[str, Any]:
-        width, height = (self.job.plan.hires or self.job.plan).size
-        words = len(self.job.plan.request.prompt.split())
+        width, height = (self.plan.hires or self.plan).size
+        words = len(self.plan.request.prompt.split())
         usage = {"input_tokens": words, "output_tokens": 0, "total_tokens": words}
         return {
             "output_format": self.kind,
@@ -195,7 +206,7 @@ class _Written:
         }
 
 
-async def _events(studio: Studio, job: Job, how: _Written, owner: str, event: str, partials: int) -> AsyncIterator[str]:
+async def _events(studio: Studio, order: Order, how: _Written, event: str, partials: int) -> AsyncIterator[str]:
     """`event: image_generation.partial_image` for as many previews as were asked for, then `.completed` each."""
     sent: dict[int, int] = {}
 
@@ -205,12 +216,14 @@ async def _events(studio: Studio, job: Job, how: _Written, owner: str, event: st
         return step in marks
 
     try:
-        async for one in studio.run(job, owner=owner, wanted=wanted if partials else None):
-            if isinstance(one, Stepped) and one.preview is not None:
-                number = sent[one.index] = sent.get(one.index, -1) + 1
-                yield _event(f"{event}.partial_image", how, one.preview, {"partial_image_index": number})
-            elif isinstance(one, Painted):
-                yield _event(f"{event}.completed", how, one.picture, {})
+        async with aclosing(studio.run(order, wanted=wanted if partials else None)) as events:
+            async for one in events:
+                if isinstance(one, Stepped) and one.preview is not None:
+                    number = sent[one.index] = sent.get(one.index, -1) + 1
+                    more = {"partial_image_index": number}
+                    yield await asyncio.to_thread(_event, f"{event}.partial_image", how, one.preview, more)
+                elif isinstance(one, Painted):
+                    yield await asyncio.to_thread(_event, f"{event}.completed", how, one.picture, {})
     except Exception as error:  # noqa: BLE001 - the answer has begun: what went wrong can only be one more event
         yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': {'message': str(error)[:300]}})}\n\n"
 

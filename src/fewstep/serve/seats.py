@@ -7,6 +7,7 @@ writes faster than can be painted, costs a fixed amount of memory.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import secrets
@@ -19,10 +20,11 @@ from typing import Any
 from PIL import Image
 
 from fewstep.engine.changes import Always, Changes
-from fewstep.engine.live import Failed, Frame, Output
+from fewstep.engine.live import Failed, Frame, LiveSession, Output
 from fewstep.engine.live_request import LiveRequest
 from fewstep.errors import FewstepError, RequestError
 from fewstep.image import open_image
+from fewstep.pipeline import Pipeline
 from fewstep.request import SEED_COUNT, Request
 from fewstep.serve.frames import Kind, Message
 from fewstep.serve.jobs import Studio
@@ -52,6 +54,7 @@ class Hello:
     values: Mapping[str, Any] = field(default_factory=dict)
     token: str = ""
     every: bool = False
+    model: str = ""
 
     @classmethod
     def of(cls, body: Mapping[str, Any]) -> Hello:
@@ -64,10 +67,10 @@ class Hello:
         known = [codec for codec in codecs if codec in ("jpeg", "webp", "png")] if isinstance(codecs, list) else []
         if not known:
             raise RequestError("hello names no codec that this server writes: jpeg, webp, png.")
-        values, token = body.get("values") or {}, body.get("resume_token") or ""
-        if not isinstance(values, dict) or not isinstance(token, str):
-            raise RequestError("hello has values that are no object, or a resume token that is no text.")
-        return cls(mode, float(fps), tuple(known), values, token, body.get("every") is True)
+        values, token, model = body.get("values") or {}, body.get("resume_token") or "", body.get("model") or ""
+        if not isinstance(values, dict) or not isinstance(token, str) or not isinstance(model, str):
+            raise RequestError("hello has values that are no object, or a model or a resume token that is no text.")
+        return cls(mode, float(fps), tuple(known), values, token, body.get("every") is True, model)
 
     @property
     def changes(self) -> Changes:
@@ -89,8 +92,8 @@ class Second:
 class Seat:
     """See the module. Its methods are called on the server's loop."""
 
-    def __init__(self, studio: Studio, hello: Hello, fields: LiveRequest) -> None:
-        self.studio, self.hello, self.fields, self.revision = studio, hello, fields, 0
+    def __init__(self, studio: Studio, pipe: Pipeline, hello: Hello, fields: LiveRequest) -> None:
+        self.studio, self.pipe, self.hello, self.fields, self.revision = studio, pipe, hello, fields, 0
         self.id, self.token = secrets.token_urlsafe(12), secrets.token_urlsafe(24)
         self.texts: dict[str, dict[str, Any]] = {}
         self.output: Output | None = None
@@ -113,12 +116,19 @@ class Seat:
         def tell(event: Output | Failed) -> None:
             loop.call_soon_threadsafe(self._heard, event)
 
-        self.session = studio.live(
-            fields,
+        painter, usual = studio.painting.painter(pipe, self.id), pipe.sampling.steps
+        self._held = contextlib.ExitStack()
+        self._held.enter_context(studio.models.holding(pipe))
+        self.session = LiveSession(
+            studio.engine,
+            painter.paint,
             tell,
+            fields,
             owner=f"live {self.id}",
             period_s=1 / hello.fps,
             changes=hello.changes,
+            refine=lambda fields: fields.refined(usual) if fields.refine else None,
+            moving=painter.moving,
         )
 
     def say(self, kind: str, **values: Any) -> None:
@@ -178,7 +188,7 @@ class Seat:
             raise RequestError(f"The parameters' revision {revision} is not above {self.revision}, which came before.")
         fields = seeded(self.fields.patched(patch))
         effective, warnings = await asyncio.to_thread(
-            self.studio.trial, fields, with_picture=self.hello.mode != "prompt"
+            trial, self.pipe, fields, with_picture=self.hello.mode != "prompt"
         )
         self.fields, self.revision = fields, revision
         self.session.change(revision, fields)
@@ -238,6 +248,7 @@ class Seat:
     def close(self) -> None:
         """The end of the session."""
         self.session.close()
+        self._held.close()
         self._wake_viewers()
 
     def _wake_viewers(self) -> None:
@@ -255,6 +266,19 @@ class Seat:
         self.second.went += 1
         self.news.set()
         self._wake_viewers()
+
+
+def trial(pipe: Pipeline, fields: LiveRequest, *, with_picture: bool) -> tuple[dict[str, Any], list[str]]:
+    """A session's parameters with everything left open filled in, and what has no effect; nothing is painted.
+
+    Raises FewstepError for what cannot be done.
+    """
+    side = pipe.model.family.size_px
+    size = fields.request.width or side, fields.request.height or side
+    plan = pipe.plan(fields.of(Image.new("RGB", size) if with_picture else None))
+    chosen = {"steps": len(plan.timesteps), "guidance": plan.guidance, "sampler": plan.sampler.name}
+    chosen |= {"schedule": plan.table, "strength": plan.strength, "width": plan.size[0], "height": plan.size[1]}
+    return fields.values() | chosen, list(plan.notes)
 
 
 def first_fields(size_px: int) -> LiveRequest:

@@ -13,12 +13,13 @@ import json
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -30,6 +31,9 @@ SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN = frozenset({"/", "/healthz", "/readyz", "/api/v1/login"})
 FAILURES, WITHIN_S = 10, 60.0
 """Wrong keys from one address, after which it waits."""
+
+ADDRESSES = 4096
+"""Addresses whose wrong keys are remembered."""
 
 SOCKETS: dict[str, Any] = {"ws_max_size": 4 * 2**20, "ws_max_queue": 2, "ws_per_message_deflate": False}
 """uvicorn's settings: its own queue of 32 messages would make every picture late."""
@@ -45,12 +49,20 @@ HEADERS = {
 
 
 class Door:
-    """An ASGI application around another. `hosts` are the names that this server answers to, besides loopback's."""
+    """An ASGI application around another. `hosts` are the names that this server answers to, besides loopback's; `key`
+    is one key, or one for each of several owners.
+    """
 
     def __init__(
-        self, app: App, *, key: str | None = None, hosts: Collection[str] = (), body_limit: int = BODY_LIMIT
+        self,
+        app: App,
+        *,
+        key: str | Sequence[str] | None = None,
+        hosts: Collection[str] = (),
+        body_limit: int = BODY_LIMIT,
     ) -> None:
-        self.app, self.key, self.body_limit = app, key, body_limit
+        self.app, self.body_limit = app, body_limit
+        self.keys: tuple[str, ...] = (key,) if isinstance(key, str) else tuple(key or ())
         self.hosts = LOOPBACK | {host.lower() for host in hosts}
         self.failures: dict[str, deque[float]] = {}
         self.tickets: dict[str, float] = {}
@@ -84,7 +96,7 @@ class Door:
         headers = {"authorization": f"Bearer {given}"}
         if self._unknown({**scope, "path": ""}, headers) is not None:
             return None
-        return f"{COOKIE}={self.key or ''}; HttpOnly; SameSite=Strict; Path=/"
+        return f"{COOKIE}={quote(given) if self.keys else ''}; HttpOnly; SameSite=Strict; Path=/"
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
         if _name(headers.get("host", "")) not in self.hosts:
@@ -102,21 +114,37 @@ class Door:
 
     def _unknown(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
         """The refusal of somebody without the key."""
-        if self.key is None or (scope["type"] == "http" and scope["path"] in OPEN):
+        if not self.keys or (scope["type"] == "http" and scope["path"] in OPEN):
             return None
         if scope["type"] == "websocket" and self._has_ticket(scope):
             return None
         who, now = (scope.get("client") or ("", 0))[0], time.monotonic()
-        tries = self.failures.setdefault(who, deque(maxlen=FAILURES))
+        tries = self.failures.get(who, ())
         if len(tries) == FAILURES and now - tries[0] < WITHIN_S:
             return 429, "Too many wrong keys. Wait a minute."
         given = keys_of(headers)
-        if any(secrets.compare_digest(word.encode(), self.key.encode()) for word in given):
-            tries.clear()
+        if (number := self._fitting(given)) is not None:
+            self.failures.pop(who, None)
+            if len(self.keys) > 1:
+                scope.setdefault("state", {})["owner"] = f"key {number + 1}"
             return None
         if given:
-            tries.append(now)
+            self._count_failure(who, now)
         return 401, "This server wants its key: as a bearer token, as the password of Basic, or by the page's login."
+
+    def _fitting(self, words: Sequence[str]) -> int | None:
+        """The number of the key that one of these words is; every pair is compared, whatever was found."""
+        pairs = [(number, key, word) for number, key in enumerate(self.keys) for word in words]
+        found = [number for number, key, word in pairs if secrets.compare_digest(word.encode(), key.encode())]
+        return found[0] if found else None
+
+    def _count_failure(self, who: str, now: float) -> None:
+        """The address that failed last stands last; those that failed long ago, or are too many, are forgotten."""
+        tries = self.failures.pop(who, None) or deque(maxlen=FAILURES)
+        self.failures[who] = tries
+        tries.append(now)
+        while len(self.failures) > ADDRESSES or now - next(iter(self.failures.values()))[-1] > WITHIN_S:
+            self.failures.pop(next(iter(self.failures)))
 
     def _has_ticket(self, scope: Scope) -> bool:
         words = dict(part.partition("=")[::2] for part in scope.get("query_string", b"").decode("latin-1").split("&"))
@@ -133,6 +161,17 @@ class Door:
             return {"type": "http.disconnect"} if taken > self.body_limit else message
 
         return limited
+
+
+def owner_of(scope: Scope) -> str:
+    """Whose request it is: the key's number where there are several, else the address it comes from."""
+    return scope.get("state", {}).get("owner") or (scope.get("client") or ("", 0))[0]
+
+
+async def gone(http: Any) -> None:
+    """Ends when the client of a request, whose body was read, has left."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
 
 
 def keys_of(headers: Mapping[str, str]) -> list[str]:
@@ -154,7 +193,7 @@ def keys_of(headers: Mapping[str, str]) -> list[str]:
         cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:
         cookie = None
-    return [*found, cookie.value] if cookie else found
+    return [*found, unquote(cookie.value)] if cookie else found
 
 
 def _name(host: str) -> str:

@@ -1,0 +1,88 @@
+"""What the server writes down: one line for each request, job and model, as JSON or as words.
+
+Never keys, and prompts only where `prompts` was asked for: a prompt is its author's own business.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from fewstep.serve.security import App, Message, Receive, Scope, Send
+
+FORMS = ("json", "plain")
+_LOG = logging.getLogger("fewstep.serve")
+
+
+def say(event: str, **facts: Any) -> None:
+    """One line; facts that are None are left out."""
+    _LOG.info(event, extra={"facts": {name: value for name, value in facts.items() if value is not None}})
+
+
+def begin(form: str) -> None:
+    """Write lines to stderr, in one of `FORMS`."""
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(Lines(form))
+    _LOG.handlers[:] = [lines]
+    _LOG.setLevel(logging.INFO)
+    _LOG.propagate = False
+
+
+class Lines(logging.Formatter):
+    """A record as a line.
+
+    >>> record = logging.LogRecord("x", 20, "", 0, "job", None, None)
+    >>> record.facts, record.created = {"id": "a b", "ms": 5}, 0.0
+    >>> print(Lines("plain").format(record))
+    1970-01-01T00:00:00.000Z job id="a b" ms=5
+    >>> print(Lines("json").format(record))
+    {"time": "1970-01-01T00:00:00.000Z", "event": "job", "id": "a b", "ms": 5}
+    """
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line without line breaks: control characters of strangers are escaped by JSON."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.created % 1 * 1000):03}Z"
+        event, facts = record.getMessage(), getattr(record, "facts", None)
+        if facts is None:  # somebody else's sentence
+            event, facts = record.levelname.lower(), {"message": event}
+        if record.exc_info:
+            facts = {**facts, "trace": self.formatException(record.exc_info)}
+        if self.form == "json":
+            return json.dumps({"time": now, "event": event, **facts})
+        return " ".join([now, event, *(f"{name}={json.dumps(value)}" for name, value in facts.items())])
+
+
+class Journal:
+    """An ASGI application around another, which writes a line when a request is answered."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass it on, and say what came of it; never what stands behind the path's question mark."""
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        began, found = time.monotonic(), {}
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                found["status"] = message["status"]
+                found["job"] = dict(message["headers"]).get(b"x-task-id", b"").decode() or None
+            elif message["type"] == "websocket.close":
+                found["status"] = message.get("code", 1000)
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        finally:
+            method = scope["method"] if scope["type"] == "http" else "SOCKET"
+            client = (scope.get("client") or ("", 0))[0]
+            ms = round((time.monotonic() - began) * 1000, 1)
+            say("request", method=method, path=scope["path"], client=client, ms=ms, **found)

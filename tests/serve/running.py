@@ -1,0 +1,36 @@
+"""A server on a free port, on a thread of its own."""
+
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+
+@contextmanager
+def running(studio, *, around=lambda app: app, grace_s=5, **door):
+    """The port of a studio's server; `around` wraps its door, `door` are the door's own keywords."""
+    from fewstep.serve.app import application
+    from fewstep.serve.security import Door
+    from fewstep.serve.server import Server
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = Server(around(Door(application(studio), **door)), studio, grace_s=grace_s)
+        server.config.log_level = "error"
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        wait_until(lambda: server.started, within_s=20)
+        yield listening.getsockname()[1]
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def wait_until(true, within_s=10.0):
+    """Whatever `true` gives, once it is something; it fails where it stays nothing."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        if found := true():
+            return found
+        time.sleep(0.005)
+    raise AssertionError("it did not come true")

@@ -1,0 +1,297 @@
+"""How the server treats those who wait, leave, or ask for much; how it ends; what it writes down."""
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from fewstep.pipeline import Pipeline
+from fewstep.request import Request
+from fewstep.serve import journal
+from fewstep.serve.jobs import Studio
+from fewstep.serve.journal import Journal, Lines
+from fewstep.serve.orders import LeavingError
+from tests.serve.running import running, wait_until
+from tests.tiny import tiny_model
+
+ORDER = {"prompt": "a secret cat", "steps": 2, "cfg_scale": 1, "width": 64, "height": 64, "sampler_name": "LCM"}
+GENERATION = {"prompt": "a secret cat", "steps": 2, "size": "64x64"}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return Pipeline(tiny_model("sd15"))
+
+
+@pytest.fixture
+def studio(pipe):
+    made = Studio(pipe)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def gate(studio, monkeypatch):
+    """The network answers only while this is set."""
+    opened, answer = threading.Event(), studio.engine.network.answer
+
+    def waiting(asks):
+        assert opened.wait(20)
+        return answer(asks)
+
+    monkeypatch.setattr(studio.engine.network, "answer", waiting)
+    yield opened
+    opened.set()
+
+
+@pytest.fixture
+def http(studio):
+    with running(studio) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(8) as threads:
+        yield threads
+
+
+def paint(http, **more):
+    return http.post("/sdapi/v1/txt2img", json={**ORDER, **more})
+
+
+def send_and_leave(http, path, body):
+    """A request whose client is gone before anything is answered."""
+    text = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(text)}"
+    with socket.create_connection(("127.0.0.1", http.base_url.port)) as line:
+        line.sendall(head.encode() + b"\r\n\r\n" + text)
+        yield  # whatever is to happen before it leaves
+
+
+# ---- those who leave
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/sdapi/v1/txt2img", ORDER),
+        ("/v1/images/generations", GENERATION),
+        ("/v1/images/generations", {**GENERATION, "stream": True, "partial_images": 1}),
+    ],
+    ids=["a1111", "openai", "openai stream"],
+)
+def test_a_job_ends_with_its_client(studio, gate, http, pool, path, body):
+    first = pool.submit(paint, http, force_task_id="first")
+    wait_until(lambda: studio.jobs.get("first") and studio.jobs["first"].began_s)
+    for _ in send_and_leave(http, path, body):
+        wait_until(lambda: len(studio.active) == 2)
+    wait_until(lambda: len(studio.active) == 1)  # though it has not begun: the engine is busy with the first
+    gate.set()
+    assert first.result().status_code == 200 and not studio.active
+    wait_until(lambda: not studio.engine._works)
+
+
+def test_a_stream_that_nobody_begins_to_read_leaves_no_job(studio, http):
+    for _ in range(5):
+        for _ in send_and_leave(http, "/v1/images/generations", {**GENERATION, "stream": True}):
+            pass
+    assert paint(http).status_code == 200
+    wait_until(lambda: not studio.active)
+
+
+def test_what_is_remembered_holds_no_pictures(studio, http):
+    paint(http, force_task_id="mine", n_iter=2)
+    job = studio.jobs["mine"]
+    assert job.done == 4 and not job.active and job.preview is None and not job.works
+    assert not any("picture" in name or name in ("plan", "pipe") for name in vars(job))
+
+
+# ---- those who wait
+
+
+def test_a_job_that_waits_too_long_is_answered_503(studio, gate, http, pool):
+    first = pool.submit(paint, http, force_task_id="first")
+    wait_until(lambda: studio.jobs.get("first") and studio.jobs["first"].began_s)
+    studio.patience_s = 0.05
+    for path, body in (("/sdapi/v1/txt2img", ORDER), ("/v1/images/generations", GENERATION)):
+        late = http.post(path, json=body)
+        assert late.status_code == 503 and int(late.headers["retry-after"]) >= 1 and late.headers["x-task-id"]
+        assert "waited 0.05 s" in late.text
+    gate.set()
+    assert first.result().status_code == 200  # it began in time
+
+
+def test_owners_take_turns_however_much_one_asks(studio, gate):
+    ended = []
+
+    async def ask(owner, count):
+        order = await studio.open(Request("a cat", steps=1, count=count, width=64, height=64), owner=owner)
+        async for event in studio.run(order):
+            if hasattr(event, "picture"):
+                ended.append(owner)
+
+    async def all_of_them():
+        greedy = asyncio.create_task(ask("greedy", 8))
+        while not studio.active:
+            await asyncio.sleep(0.01)
+        later = [asyncio.create_task(ask(owner, 2)) for owner in ("anne", "ben")]
+        while len(studio.active) < 3:
+            await asyncio.sleep(0.01)
+        gate.set()
+        await asyncio.gather(greedy, *later)
+
+    asyncio.run(all_of_them())
+    assert ended[-5:] == ["greedy"] * 5 and sorted(ended[2:5]) in (
+        ["anne", "ben", "greedy"],
+        ["anne", "anne", "ben"],
+        ["anne", "ben", "ben"],
+    )
+
+
+def test_keys_are_owners_where_there_are_several(studio, gate, pool):
+    with running(studio, key=["one", "two"]) as port:
+        heads = [{"authorization": f"Bearer {key}"} for key in ("two", "one", "no")]
+        where = f"http://127.0.0.1:{port}/sdapi/v1/txt2img"
+        sent = [pool.submit(httpx.post, where, json=ORDER, headers=head, timeout=30) for head in heads]
+        wait_until(lambda: len(studio.engine._works) == 2)
+        assert {work.owner for work in studio.engine._works} == {"key 1", "key 2"}
+        gate.set()
+        assert [one.result().status_code for one in sent] == [200, 200, 401]
+
+
+# ---- the end
+
+
+def test_told_to_leave_it_ends_what_has_begun_and_turns_the_rest_away(studio, gate, http, pool):
+    begun = pool.submit(paint, http, n_iter=2)
+    wait_until(lambda: studio.current and studio.current.began_s)
+    waiting = pool.submit(paint, http)
+    wait_until(lambda: len(studio.active) == 2)
+    leaving = pool.submit(asyncio.run, studio.leave(10))
+    turned = waiting.result()
+    assert turned.status_code == 503 and turned.headers["retry-after"] and "shutting down" in turned.json()["detail"]
+    ready = http.get("/readyz")
+    assert ready.status_code == 503 and http.get("/healthz").status_code == 200
+    assert paint(http).status_code == 503
+    assert http.post("/v1/images/generations", json=GENERATION).json()["error"]["type"] == "server_error"
+    assert not leaving.done()
+    gate.set()
+    assert begun.result().status_code == 200 and len(begun.result().json()["images"]) == 2
+    leaving.result()
+
+
+def test_what_does_not_end_in_time_is_turned_away(studio, gate, http, pool):
+    begun = pool.submit(paint, http)
+    wait_until(lambda: studio.current and studio.current.began_s)
+    asyncio.run(studio.leave(0.05))
+    assert begun.result().status_code == 503
+    gate.set()
+
+
+def test_an_engine_that_ends_answers_503(studio, gate):
+    async def ask():
+        order = await studio.open(Request("a cat", steps=2, width=64, height=64), owner="me")
+        asyncio.get_running_loop().call_later(0.1, lambda: threading.Thread(target=studio.close).start())
+        asyncio.get_running_loop().call_later(0.2, gate.set)
+        await studio.pictures(order)
+
+    with pytest.raises(LeavingError):
+        asyncio.run(ask())
+
+
+# ---- what is written down
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    written, log = [], logging.getLogger("fewstep.serve")
+    listener = logging.Handler()
+    listener.emit = lambda record: written.append(json.loads(Lines("json").format(record)))
+    monkeypatch.setattr(log, "level", logging.INFO)
+    log.addHandler(listener)
+    yield written
+    log.removeHandler(listener)
+
+
+def test_one_line_for_each_request_and_job_without_prompts_and_keys(studio, lines):
+    with running(studio, around=Journal, key="s3cret") as port:
+        base = f"http://127.0.0.1:{port}"
+        headers = {"authorization": "Bearer s3cret"}
+        answer = httpx.post(f"{base}/sdapi/v1/txt2img?ticket=word", json=ORDER, headers=headers, timeout=30)
+        httpx.get(f"{base}/sdapi/v1/options", headers={"authorization": "Bearer wr0ng"})
+        wait_until(lambda: len(lines) == 3)
+    job, request, refused = lines
+    assert (job["event"], job["outcome"], job["evaluations"], job["pictures"]) == ("job", "done", 2, 1)
+    assert job["job"] == request["job"] == answer.headers["x-task-id"] and job["ms"] >= job["queue_ms"] >= 0
+    assert (request["method"], request["path"], request["status"]) == ("POST", "/sdapi/v1/txt2img", 200)
+    assert refused["status"] == 401 and request["ms"] >= job["ms"]
+    assert not any(word in json.dumps(lines) for word in ("secret", "s3cret", "wr0ng", "ticket"))
+
+
+def test_prompts_are_written_where_they_are_asked_for(pipe, lines):
+    studio = Studio(pipe, log_prompts=True)
+    with running(studio) as port:
+        bad = {**ORDER, "width": 64, "prompt": "line\nbreak \x1b[31m"}
+        httpx.post(f"http://127.0.0.1:{port}/sdapi/v1/txt2img", json=bad, timeout=30)
+    assert lines[0]["prompt"] == bad["prompt"]
+    record = logging.LogRecord("x", 20, "", 0, "job", None, None)
+    record.facts = {"prompt": bad["prompt"]}
+    assert all(line.isprintable() for line in (Lines("plain").format(record), Lines("json").format(record)))
+
+
+def test_lines_go_to_stderr(capsys):
+    log = logging.getLogger("fewstep.serve")
+    before = log.handlers[:], log.level, log.propagate
+    try:
+        journal.begin("plain")
+        journal.say("model", name="a b", error=None)
+        assert capsys.readouterr().err.endswith('Z model name="a b"\n')
+        log.error("a frame failed", exc_info=ValueError("five"))
+        said = capsys.readouterr().err
+        assert 'error message="a frame failed" trace=' in said and "five" in said and said.count("\n") == 1
+    finally:
+        log.handlers[:], log.level, log.propagate = before
+
+
+def test_metrics_count(studio, http):
+    paint(http)
+    assert paint(http, steps=0).status_code == 400
+    http.get("/nothing")
+    assert http.post("/sdapi/v1/txt2img", json=ORDER | {"force_task_id": "a\r\nx: y"}).status_code == 200
+    found = dict(line.rsplit(" ", 1) for line in http.get("/metrics").text.splitlines() if line[0] != "#")
+    assert float(found['fewstep_jobs_total{outcome="done"}']) == 2 == float(found["fewstep_pictures_total"])
+    assert float(found["fewstep_evaluations_total"]) == 4 and float(found["fewstep_jobs_active"]) == 0
+    route = 'method="POST",route="/sdapi/v1/txt2img"'
+    assert float(found[f'fewstep_requests_total{{{route},status="200"}}']) == 2
+    assert float(found[f'fewstep_requests_total{{{route},status="400"}}']) == 1
+    assert float(found['fewstep_requests_total{method="GET",route="other",status="404"}']) == 1
+    assert float(found['fewstep_job_seconds_bucket{le="+Inf"}']) == 2 == float(found["fewstep_job_seconds_count"])
+    assert float(found["fewstep_models_bytes"]) == studio.models.first.size > 0
+
+
+@pytest.mark.parametrize("given", ["a\r\nx-evil: 1", "é", "", "a" * 101, 5, None])
+def test_a_task_id_that_cannot_stand_in_a_header_is_not_taken(http, given):
+    answer = paint(http, force_task_id=given)
+    assert answer.status_code == 200 and answer.headers["x-task-id"] != given and "x-evil" not in answer.headers
+
+
+def test_two_tasks_of_one_name(studio, gate, http, pool):
+    first = pool.submit(paint, http, force_task_id="task(1)")
+    wait_until(lambda: studio.active)
+    second = paint(http, force_task_id="task(1)")
+    assert second.status_code == 400 and "task(1)" in second.json()["detail"]
+    gate.set()
+    assert first.result().headers["x-task-id"] == "task(1)"
+    assert paint(http, force_task_id="task(1)").status_code == 200
+
+
+def test_streams_say_their_task(http, studio):
+    with http.stream("POST", "/v1/images/generations", json={**GENERATION, "stream": True}) as answer:
+        assert answer.headers["x-task-id"] and "completed" in "".join(answer.iter_text())
+    assert answer.headers["x-task-id"] in studio.jobs
