@@ -74,7 +74,8 @@ class LiveSession:
     """See the module.
 
     `paint` makes an order's steps, on the engine's thread. `tell` gets every Output and Failed, on that thread too; it
-    must not wait. `period_s` is what a frame may take: its deadline. `refine` says how an idle session's fields change.
+    must not wait. `period_s` is what a frame may take: its deadline. `depth` is how many frames are in the making at
+    once at the most, or says so of the fields. `refine` says how an idle session's fields change.
     `moving(fields)` says whether the last frame, painted again, would be another picture: the session then goes on by
     itself, a frame every `period_s`, until it is not.
     """
@@ -88,7 +89,7 @@ class LiveSession:
         *,
         owner: str,
         period_s: float = 0.1,
-        depth: int = 1,
+        depth: int | Callable[[Any], int] = 1,
         changes: Changes | None = None,
         refine: Callable[[Any], Any] | None = None,
         moving: Callable[[Any], bool] | None = None,
@@ -159,7 +160,8 @@ class LiveSession:
         for work, order in self._works.items():
             if order.refined:
                 self.engine.cancel(work)
-        if sum(not order.refined for order in self._works.values()) >= self.depth:
+        depth = self.depth if isinstance(self.depth, int) else self.depth(self.fields)
+        if sum(not order.refined for order in self._works.values()) >= depth:
             return
         frame, self._mailbox = self._mailbox or self._frame, None
         assert frame is not None

@@ -22,6 +22,7 @@ from fewstep.conditioning import residual
 from fewstep.denoising import begin
 from fewstep.engine.live import Frame, Order
 from fewstep.engine.live_request import LiveRequest
+from fewstep.engine.pace import Pace
 from fewstep.engine.pictures import walked
 from fewstep.engine.work import Ask
 from fewstep.image import fit, fit_mask, open_image, open_mask
@@ -57,6 +58,13 @@ class LivePainter:
     def moving(self, fields: LiveRequest) -> bool:
         """Whether the same frame, painted again, would be another picture: a prompt on its way, a walk of the noise."""
         return not self._prompts.arrived or (fields.noise == "walk" and fields.noise_speed > 0)
+
+    def depth(self, fields: LiveRequest, *, pace: Pace, period_s: float) -> int:
+        """How many frames to have in the making at once, for `LiveSession`'s depth."""
+        usual, asked = self.pipe.sampling, fields.request
+        guidance = usual.guidance if asked.guidance is None else asked.guidance
+        twice = guidance != 1 and fields.guidance_mode == "full" and not self.pipe.model.sampling.embedded_guidance
+        return pace.depth(asked.steps or usual.steps, period_s, rows=2 if twice else 1)
 
     def paint(self, order: Order) -> Generator[Ask, Array, Picture]:
         """The steps of an order; the result is its picture. Raises what planning raises: RequestError, LoraError."""
