@@ -71,11 +71,10 @@ class Counts:
 
 
 class LiveSession:
-    """See the module.
+    """See the module. `depth`, at most so many frames in the making at once, may be a function of the fields.
 
     `paint` makes an order's steps, on the engine's thread. `tell` gets every Output and Failed, on that thread too; it
-    must not wait. `period_s` is what a frame may take: its deadline. `depth` is how many frames are in the making at
-    once at the most, or says so of the fields. `refine` says how an idle session's fields change.
+    must not wait. `period_s` is what a frame may take: its deadline. `refine` says how an idle session's fields change.
     `moving(fields)` says whether the last frame, painted again, would be another picture: the session then goes on by
     itself, a frame every `period_s`, until it is not.
     """
