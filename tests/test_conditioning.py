@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fewstep.backends.eager import EagerDenoiser
-from fewstep.conditioning import Composed, Staged, conditioned, residual
+from fewstep.conditioning import Composed, Known, Staged, conditioned, residual
 from fewstep.errors import CheckpointError, LoraError, RequestError
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request
@@ -266,6 +266,8 @@ def test_residual_guidance_is_that_of_the_noise(guidance, kind, library):
     picture, output, z_BCHW, timestep_B = [x.numpy() for x in given] if library == "numpy" else given
     found = residual(Claims(schedule, output), picture, guidance)(z_BCHW, timestep_B)
     torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-4, atol=1e-4)
+    both = Known.joined([Known(picture[:1]), Known(picture[1:])])
+    assert (both(z_BCHW, timestep_B) == picture).all()
 
 
 def test_residual_guidance_of_changing_and_composed_prompts(pipe):

@@ -236,6 +236,20 @@ def test_a_slow_fade_adds_up():
     assert any(changes.changed(noisy(GREY + level, level, 1)) for level in range(1, 9))
 
 
+@pytest.mark.parametrize("amount", [0, 1])
+def test_a_fade_from_black_to_grey_is_never_far_behind(amount):
+    """45 % grey in 460 frames, of which a cosine sees nothing (0.99999)."""
+    changes, shown, furthest = Changes(), 0.0, 0.0
+    for frame in range(460):
+        level = frame / 4
+        picture = noisy(GREY[:64, :64] - 128 + round(level), frame, amount)
+        if changes.changed(picture):
+            changes.painted(picture)
+            shown = level
+        furthest = max(furthest, level - shown)
+    assert furthest <= 2
+
+
 def test_one_pixel_counts_where_every_pixel_does():
     changes = Changes(exact=True)
     picture = Image.fromarray(GREY.astype(np.uint8))

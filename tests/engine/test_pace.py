@@ -10,7 +10,7 @@ from fewstep.engine.live_request import LiveRequest
 from fewstep.engine.local import LocalEngine, wait_for
 from fewstep.engine.pace import DEEPEST, GAIN, Pace, measured
 from fewstep.engine.painter import LivePainter
-from fewstep.engine.pictures import PictureNetwork
+from fewstep.engine.pictures import Kind, PictureNetwork
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request
 from tests.tiny import tiny_model
@@ -97,13 +97,18 @@ def test_on_a_cpu_calls_are_not_shared(pipe):
 
 def test_the_network_and_the_sessions_take_it(pipe):
     pace, network, painter = Pace({1: 1.0, 2: 1.1, 4: 1.2, 8: 2.0}), PictureNetwork(), LivePainter(pipe)
-    network.at_once = pace.at_once(1.5)
-    assert network.room(None) == 4
+    network.at_once = pace.room(1.5)
+    keys = [Kind(None, (1, 4, side // 8, side // 8), ("text",)) for side in (512, 576, 1024)]
+    assert [network.room(key) for key in [*keys, object()]] == [4, 2, 1, 1]
+    network.at_once = 3
+    assert network.room(keys[0]) == 3
     fields = LiveRequest(Request("a cat", steps=4, guidance=1))
     depth = partial(painter.depth, pace=pace, period_s=2.3)
     assert depth(fields) == 2 and depth(fields.patched({"steps": 2})) == 1
     assert depth(fields.patched({"guidance": 2})) == 4  # two frames take 4 x 1.2 / 2 each
     assert depth(fields.patched({"guidance": 2, "guidance_mode": "residual"})) == 2
+    assert depth(fields.patched({"steps": 2, "width": 1024, "height": 256})) == 1
+    assert depth(fields.patched({"steps": 2, "width": 1024, "height": 512})) == 2
 
 
 def test_a_guided_step_where_nothing_gains():

@@ -13,6 +13,7 @@ from fewstep.engine.live_request import LiveRequest, schema
 from fewstep.engine.local import LocalEngine, wait_for
 from fewstep.engine.painter import LivePainter
 from fewstep.engine.pictures import PictureNetwork
+from fewstep.engine.work import Ask
 from fewstep.errors import RequestError
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request
@@ -72,6 +73,13 @@ def test_the_embedded_model_by_onnx_runtime_too():
         aside = question(painter, asked("a red apple", seed=3, guidance=2, guidance_mode="residual"))
         z0, plain = own.runner.encode(np.asarray(START)[None]), there.joined([back])
         plain.text_kv_BLK = own.model.text_kv(aside.denoiser.terms[0][0].text)
+        asks = [
+            Ask(None, aside),
+            Ask(None, question(painter, asked("a red apple", guidance=3, guidance_mode="residual"))),
+        ]
+        singly, network = [PictureNetwork(1).answer([ask])[0] for ask in asks], PictureNetwork(2)
+        for one, other in zip(network.answer(asks), singly, strict=True):
+            assert np.allclose(one, other, atol=1e-4)
         found = aside.denoiser(aside.z_BCHW, [aside.timestep])
         assert np.allclose(found, z0 + 2 * (plain(aside.z_BCHW, [aside.timestep]) - z0), atol=1e-4)
     finally:
@@ -186,6 +194,19 @@ def test_a_still_session_goes_on_until_its_prompt_has_arrived(pipe):
     ways = [output.result.info["parameters"].partition("Prompt blend: ")[2][:6] for output in told]
     assert ways == ["", "1 of 5", "2 of 5", "3 of 5", "4 of 5", ""]
     assert [output.final for output in told] == [True, False, False, False, False, True]
+
+
+def test_it_refines_when_its_prompt_has_arrived(pipe):
+    session, told = told_by(pipe, asked("a cat", blend=3))
+    session.refine = lambda fields: fields.refined(1) if fields.request.prompt == "moon" else fields
+    session.offer(Frame(1, START))
+    while len(told) < 2:
+        time.sleep(0.001)
+    session.change(1, asked("moon", blend=3))
+    settled(session)
+    outputs = [(output.order.refined, output.final) for output in told if output.order.revision == 1]
+    assert outputs == [(False, False), (False, False), (False, True), (True, True)]
+    assert "Steps: 8" in told[-1].result.info["parameters"]
 
 
 def test_a_walk_goes_on_a_frame_each_period_until_paused_or_stopped(pipe):

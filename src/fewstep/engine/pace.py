@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from math import prod
 from statistics import median
 from typing import Any
 
@@ -29,10 +30,27 @@ GAIN = 0.75
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a network call by the number of its asks, and of what a frame takes beside them (the autoencoder)."""
+    """Seconds of a network call by the number of its asks, and of what a frame takes beside them (the autoencoder).
+
+    Of pictures of `size_px` (width, height).
+    """
 
     calls_s: Mapping[int, float]
     around_s: float = 0.0
+    size_px: tuple[int, int] = (512, 512)
+
+    def sized(self, size_px: tuple[int, int]) -> Pace:
+        """The pace of pictures of another size, as if every time grew with their area.
+
+        >>> Pace({1: 0.01, 2: 0.012}).sized((1024, 512)).calls_s
+        {1: 0.02, 2: 0.024}
+        """
+        factor = prod(size_px) / prod(self.size_px)
+        return Pace({size: factor * s for size, s in self.calls_s.items()}, factor * self.around_s, size_px)
+
+    def room(self, budget_s: float) -> Callable[[tuple[int, int]], int]:
+        """`at_once` as a function of the pictures' size, for `PictureNetwork`."""
+        return lambda size_px: self.sized(size_px).at_once(budget_s)
 
     def at_once(self, budget_s: float) -> int:
         """The most asks whose shared call takes at most `budget_s` and is worth it; at least 1.
@@ -98,7 +116,7 @@ def measured(
         calls_s[size] = timed_s(lambda size=size: network.answer([ask] * size)[0])
         if calls_s[size] > budget_s or (size > 1 and calls_s[size] > GAIN * size * calls_s[1]):
             break
-    return Pace(calls_s, around_s)
+    return Pace(calls_s, around_s, (side, side))
     yield  # nothing is asked of the engine
 
 
