@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from fewstep.backends.eager import EagerDenoiser
-from fewstep.conditioning import Composed, Staged, conditioned
+from fewstep.conditioning import Composed, Known, Staged, conditioned, residual
 from fewstep.errors import CheckpointError, LoraError, RequestError
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request
+from fewstep.sampling.schedule import Schedule, add_noise, scaled_linear, to_eps, to_z0
 from tests.tiny import tiny_model
 
 
@@ -235,3 +236,43 @@ def test_an_embedding_that_a_lora_brings(shelf):
     assert not same_pictures(with_word, without)
     plan = pipe.plan(Request("a sigil <lora:bundled:0.1>", steps=1))
     assert pipe.tokens(plan)["prompt"]["tokens"] == 3 and not plan.notes
+
+
+# ---- guidance away from the picture that was begun from
+
+
+class Claims:
+    """A network whose output, of the schedule's kind, is given."""
+
+    def __init__(self, schedule, output_BCHW):
+        self.schedule, self.output_BCHW = schedule, output_BCHW
+
+    def __call__(self, z_BCHW, timestep_B):
+        return to_z0(self.schedule, z_BCHW, self.output_BCHW, timestep_B)
+
+
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 1.4, 3.0])
+def test_residual_guidance_is_that_of_the_noise(guidance, kind, library):
+    """eps_bar = (z_t - alpha z) / sigma; eps = eps_bar + s (eps_text - eps_bar); z0 of that: item by item."""
+    schedule, timestep_B = Schedule(scaled_linear(), kind), torch.tensor([999, 499, 19])
+    picture, noise, output = torch.randn(3, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    z_BCHW = add_noise(schedule, picture, noise, timestep_B)
+    alpha, sigma = schedule.alpha_sigma(timestep_B, z_BCHW)
+    eps_bar, eps_text = (z_BCHW - alpha * picture) / sigma, to_eps(schedule, z_BCHW, output, timestep_B)
+    expected = (z_BCHW - sigma * (eps_bar + guidance * (eps_text - eps_bar))) / alpha
+    given = [picture, output, z_BCHW, timestep_B]
+    picture, output, z_BCHW, timestep_B = [x.numpy() for x in given] if library == "numpy" else given
+    found = residual(Claims(schedule, output), picture, guidance)(z_BCHW, timestep_B)
+    torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-4, atol=1e-4)
+    both = Known.joined([Known(picture[:1]), Known(picture[1:])])
+    assert (both(z_BCHW, timestep_B) == picture).all()
+
+
+def test_residual_guidance_of_changing_and_composed_prompts(pipe):
+    picture = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    for prompt in ("a [cat|dog]", "a cat AND a dog :0.5"):
+        plain = conditioned(pipe.runner, pipe.plan(Request(prompt, steps=2, guidance=1)), {})
+        expected = picture + 1.5 * (plain(Z, 499) - picture)
+        torch.testing.assert_close(residual(plain, picture, 1.5)(Z, 499), expected, rtol=1e-4, atol=1e-4)

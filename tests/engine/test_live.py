@@ -82,6 +82,19 @@ def test_the_last_frame_is_resolved_within_its_steps(watch, steps):
     assert one.network.asks == 2 * steps and one.session.counts.dropped == 48
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_the_last_stroke_waits_for_no_other_frames_than_those_that_had_begun(watch, depth):
+    """Of a session `depth` deep that is held: what has begun is finished, and the last stroke takes its own steps."""
+    one = watch(depth=depth)
+    one.network.gate.clear()
+    for seq in range(50):
+        one.session.offer(Frame(seq))
+    one.network.gate.set()
+    seqs = [output.order.frame.seq for output in one.settle()]
+    assert seqs == [*range(depth), 49]
+    assert 2 * 4 <= one.engine.stats.ticks <= 2 * 4 + 1  # the first frame may have had a call to itself
+
+
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_frames_come_out_in_order(watch, depth):
     one = watch(Echo(pause_s=0.001), depth=depth)
@@ -221,6 +234,20 @@ def test_a_slow_fade_adds_up():
     changes = Changes()
     still(changes, amount=1)
     assert any(changes.changed(noisy(GREY + level, level, 1)) for level in range(1, 9))
+
+
+@pytest.mark.parametrize("amount", [0, 1])
+def test_a_fade_from_black_to_grey_is_never_far_behind(amount):
+    """45 % grey in 460 frames, of which a cosine sees nothing (0.99999)."""
+    changes, shown, furthest = Changes(), 0.0, 0.0
+    for frame in range(460):
+        level = frame / 4
+        picture = noisy(GREY[:64, :64] - 128 + round(level), frame, amount)
+        if changes.changed(picture):
+            changes.painted(picture)
+            shown = level
+        furthest = max(furthest, level - shown)
+    assert furthest <= 2
 
 
 def test_one_pixel_counts_where_every_pixel_does():

@@ -22,6 +22,7 @@ from fewstep.conditioning import residual
 from fewstep.denoising import begin
 from fewstep.engine.live import Frame, Order
 from fewstep.engine.live_request import LiveRequest
+from fewstep.engine.pace import Pace
 from fewstep.engine.pictures import walked
 from fewstep.engine.work import Ask
 from fewstep.image import fit, fit_mask, open_image, open_mask
@@ -58,16 +59,26 @@ class LivePainter:
         """Whether the same frame, painted again, would be another picture: a prompt on its way, a walk of the noise."""
         return not self._prompts.arrived or (fields.noise == "walk" and fields.noise_speed > 0)
 
+    def depth(self, fields: LiveRequest, *, pace: Pace, period_s: float) -> int:
+        """How many frames to have in the making at once, for `LiveSession`'s depth."""
+        usual, asked = self.pipe.sampling, fields.request
+        guidance = usual.guidance if asked.guidance is None else asked.guidance
+        twice = guidance != 1 and fields.guidance_mode == "full" and not self.pipe.model.sampling.embedded_guidance
+        if asked.width and asked.height:
+            pace = pace.sized((asked.width, asked.height))
+        return pace.depth(asked.steps or usual.steps, period_s, rows=2 if twice else 1)
+
     def paint(self, order: Order) -> Generator[Ask, Array, Picture]:
         """The steps of an order; the result is its picture. Raises what planning raises: RequestError, LoraError."""
         pipe, fields, frame = self.pipe, order.fields, order.frame
         size = None if frame.picture is None else frame.picture.size
         plan = self._with_frame(self._plan(fields, size, frame.mask is not None), frame)
-        aside = fields.guidance_mode == "residual" and frame.picture is not None and not plan.embedded
+        aside = _is_aside(fields, plan)
         denoiser = self._denoiser(replace(plan, guidance=1.0) if aside else plan)
         extra = {"Guidance mode": "residual"} if aside else {}
         if not order.refined:
-            pipe.use_loras(plan)  # a text on its way may pass through them
+            if fields.blend:
+                pipe.use_loras(plan)  # a text on its way may pass through them
             words = fields.request.prompt, fields.request.negative_prompt
             denoiser, way = self._prompts.step(words, denoiser, fields.blend)
             extra |= {"Prompt blend": way} if way else {}
@@ -115,6 +126,12 @@ class LivePainter:
             if len(self._denoisers) > KEPT:
                 del self._denoisers[next(iter(self._denoisers))]
         return self._denoisers[key]
+
+
+def _is_aside(fields: LiveRequest, plan: Plan) -> bool:
+    """Whether guidance leads away from the input picture."""
+    has_use = plan.guidance != 1 and plan.image is not None and not plan.embedded
+    return has_use and fields.guidance_mode == "residual"
 
 
 class Travel:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from fewstep import second
 from fewstep.conditioning import terms_at
 from fewstep.denoising import Begun, begin
 from fewstep.engine.work import Ask, Steps
+from fewstep.image import CELL_PX
 from fewstep.infotext import Picture
 from fewstep.pipeline import Pipeline
 from fewstep.plan import Plan
@@ -89,25 +90,40 @@ def walked(
             return end.value
 
 
+class Kind(NamedTuple):
+    """The key of asks that can share a call."""
+
+    loras: Hashable
+    shape: tuple[int, ...]
+    texts: tuple[Hashable, ...]
+
+
 def _key(question: Question) -> Hashable:
     """Asks of one key can share a call: of one model with the same LoRAs, one size, and texts of the same lengths."""
     terms = terms_at(question.denoiser, question.timestep)
     kinds = tuple(getattr(denoiser, "kind", None) for denoiser, _ in terms)
     if None in kinds:  # windows of a large picture share calls among themselves
         return object()
-    return question.pipe.lora_state(question.plan), tuple(question.z_BCHW.shape), kinds
+    return Kind(question.pipe.lora_state(question.plan), tuple(question.z_BCHW.shape), kinds)
 
 
 class PictureNetwork:
-    """Answers questions of pictures. `at_once` is how many share a call: a pipeline's own batch where it is None."""
+    """Answers questions of pictures. `at_once` is how many share a call, or says so of their (width, height) in pixels:
+    a pipeline's own batch where it is None.
+    """
 
-    def __init__(self, at_once: int | None = None) -> None:
+    def __init__(self, at_once: int | Callable[[tuple[int, int]], int] | None = None) -> None:
         self.at_once = at_once
         self._room = 1
 
     def room(self, key: Hashable) -> int:
         """How many asks one call holds."""
-        return self.at_once or self._room
+        if not callable(self.at_once):
+            return self.at_once or self._room
+        if not isinstance(key, Kind):
+            return 1
+        height, width = key.shape[-2:]
+        return self.at_once((CELL_PX * width, CELL_PX * height))
 
     def answer(self, asks: Sequence[Ask]) -> list[Array]:
         """The clean latents for each ask's own latents."""
