@@ -26,6 +26,7 @@ from fewstep.sampling.sampler import SAMPLERS
 from fewstep.sampling.timesteps import LABELS
 from fewstep.serve.a1111_options import HASH, MODEL, Options
 from fewstep.serve.a1111_orders import info_of, request_of, start_of
+from fewstep.serve.a1111_schemas import Answer, Info, ModelItem, Pending, Progress, TaskProgress, body_of, options_body
 from fewstep.serve.jobs import Studio
 from fewstep.serve.models import UnknownModelError
 from fewstep.serve.orders import Job
@@ -49,19 +50,22 @@ def router(studio: Studio) -> APIRouter:
 
 
 def _painting(routes: APIRouter, studio: Studio, options: Options) -> None:
-    @routes.post("/sdapi/v1/txt2img")
+    @routes.post("/sdapi/v1/txt2img", response_model=Answer, openapi_extra=body_of(started=False))
     async def txt2img(http: Request, response: Response, body: Values = _ANYTHING) -> Values:
+        """Pictures from words. What is left out is the model's own way; what is not known is ignored."""
         return await _paint(studio, options, http, response, body, {})
 
-    @routes.post("/sdapi/v1/img2img")
+    @routes.post("/sdapi/v1/img2img", response_model=Answer, openapi_extra=body_of(started=True))
     async def img2img(http: Request, response: Response, body: Values = _ANYTHING) -> Values:
+        """Pictures from a picture, as a whole or where a mask is white."""
         images = body.get("init_images")
         if not isinstance(images, list) or not images or images[0] is None:
             raise HTTPException(404, "Init image not found")
         return await _paint(studio, options, http, response, body, start_of(body))
 
-    @routes.post("/sdapi/v1/png-info")
+    @routes.post("/sdapi/v1/png-info", response_model=Info)
     async def png_info(body: Values = _ANYTHING) -> Values:
+        """The settings that a picture carries: `image`, in base64."""
         if not body.get("image"):
             return {"info": "", "items": {}, "parameters": {}}
         image = from_base64(body["image"])
@@ -75,8 +79,9 @@ def _flat(info: Any) -> Values:
 
 
 def _watching(routes: APIRouter, studio: Studio) -> None:
-    @routes.get("/sdapi/v1/progress")
+    @routes.get("/sdapi/v1/progress", response_model=Progress)
     async def progress(skip_current_image: bool = False, id_task: str | None = None) -> Values:
+        """How far a task is; the first one that is active where none is named."""
         job = studio.job(id_task)
         return {
             "progress": job.progress if job is not None and job.active else 0.0,
@@ -86,8 +91,9 @@ def _watching(routes: APIRouter, studio: Studio) -> None:
             "textinfo": None,
         }
 
-    @routes.post("/internal/progress")
+    @routes.post("/internal/progress", response_model=TaskProgress)
     async def internal_progress(body: Values = _ANYTHING) -> Values:
+        """How far the task `id_task` is; with `live_preview` false without its preview."""
         job = studio.jobs.get(str(body.get("id_task")))
         active = job is not None and job.active
         preview = _preview(job) if body.get("live_preview", True) else None
@@ -101,8 +107,9 @@ def _watching(routes: APIRouter, studio: Studio) -> None:
             "textinfo": job.error if job is not None and job.error else None,
         }
 
-    @routes.get("/internal/pending-tasks")
+    @routes.get("/internal/pending-tasks", response_model=Pending)
     async def pending() -> Values:
+        """The tasks that have not ended."""
         active = [job.id for job in studio.jobs.values() if job.active]
         return {"size": len(active), "tasks": active}
 
@@ -118,6 +125,7 @@ def _preview(job: Job | None) -> str | None:
 def _interrupting(routes: APIRouter, studio: Studio) -> None:
     @routes.post("/sdapi/v1/interrupt")
     async def interrupt(id_task: str | None = None) -> Values:
+        """End a task, or the first one; it is answered with what is done."""
         job = studio.job(id_task)
         if job is not None and job.active:
             studio.cancel(job)
@@ -125,6 +133,7 @@ def _interrupting(routes: APIRouter, studio: Studio) -> None:
 
     @routes.post("/sdapi/v1/skip")
     async def skip() -> None:
+        """End the first task."""
         if (job := studio.current) is not None:
             studio.cancel(job)
 
@@ -148,14 +157,16 @@ def _state(job: Job | None) -> Values:
 def _options(routes: APIRouter, studio: Studio, options: Options) -> None:
     @routes.get("/sdapi/v1/options")
     async def get_options() -> Values:
+        """The options that hold for orders without settings of their own."""
         try:
             entry = await studio.models.find(options.kept.get(MODEL) or studio.models.first.name)
         except UnknownModelError:  # it is not in the folder any more
             entry = studio.models.first
         return {**options.kept, MODEL: entry.title, HASH: entry.digest}
 
-    @routes.post("/sdapi/v1/options")
+    @routes.post("/sdapi/v1/options", openapi_extra=options_body())
     async def set_options(body: Values = _ANYTHING) -> None:
+        """Set options; a model is loaded at once. Those that are not known here are kept and change nothing."""
         options.check(body)
         if wanted := body.get(MODEL):
             entry = await studio.models.find(wanted)
@@ -165,19 +176,23 @@ def _options(routes: APIRouter, studio: Studio, options: Options) -> None:
 
     @routes.get("/sdapi/v1/cmd-flags")
     async def flags() -> Values:
+        """How the server was started, as far as clients ask."""
         return {"api": True, "listen": False}
 
     @routes.post("/sdapi/v1/refresh-checkpoints")
     async def refresh_checkpoints() -> None:
+        """Look for models again."""
         await asyncio.to_thread(studio.models.scan)
         studio.models.hash_all()
 
     @routes.post("/sdapi/v1/unload-checkpoint")
     async def unload_checkpoint() -> None:
+        """Models that are not in use leave memory, but for the first one."""
         await studio.models.unload()
 
     @routes.post("/sdapi/v1/reload-checkpoint")
     async def reload_checkpoint() -> None:
+        """Load the model of the options."""
         await studio.pipe_of(options.kept.get(MODEL))
 
     for name in ("refresh-loras", "refresh-vae"):
@@ -219,10 +234,12 @@ def _fixed() -> Values:
 
 def _lists(routes: APIRouter, studio: Studio) -> None:
     for name, value in _fixed().items():
-        routes.add_api_route(f"/sdapi/v1/{name}", _answering(value), methods=["GET"], name=name)
+        kind = list[Values] if isinstance(value, list) else Values
+        routes.add_api_route(f"/sdapi/v1/{name}", _answering(value), methods=["GET"], name=name, response_model=kind)
 
-    @routes.get("/sdapi/v1/sd-models")
+    @routes.get("/sdapi/v1/sd-models", response_model=list[ModelItem])
     async def models() -> list[Values]:
+        """The models that can be chosen."""
         return [
             {"title": one.title, "model_name": one.name, "filename": one.file, "hash": one.digest or None}
             | {"sha256": None, "config": None}
@@ -231,6 +248,7 @@ def _lists(routes: APIRouter, studio: Studio) -> None:
 
     @routes.get("/sdapi/v1/loras")
     async def loras() -> list[Values]:
+        """The LoRAs of the first model."""
         return [
             {"name": lora.name, "alias": lora.name, "path": lora.name, "metadata": {}} for lora, _ in studio.pipe.loras
         ]

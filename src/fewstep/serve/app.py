@@ -9,12 +9,13 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fewstep import __version__
 from fewstep.errors import FewstepError
 from fewstep.serve import a1111, history_routes, live, openai
+from fewstep.serve.docs import describe
 from fewstep.serve.figures import Counted
 from fewstep.serve.jobs import Studio
 
@@ -30,7 +31,7 @@ def application(studio: Studio) -> FastAPI:
         room.close()
         await asyncio.to_thread(studio.close)
 
-    app = FastAPI(title="fewstep", version=__version__, lifespan=life)
+    app = FastAPI(title="fewstep", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.include_router(a1111.router(studio))
     app.include_router(openai.router(studio))
     app.include_router(live.router(studio, room))
@@ -40,20 +41,24 @@ def application(studio: Studio) -> FastAPI:
     app.add_exception_handler(FewstepError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
 
-    @app.get("/healthz", include_in_schema=False)
+    @app.get("/healthz")
     async def health() -> dict[str, str]:
+        """Whether the process lives."""
         return {"status": "ok"}
 
-    @app.get("/readyz", include_in_schema=False)
+    @app.get("/readyz", responses={503: {"description": "It is shutting down."}})
     async def ready() -> JSONResponse:
+        """Whether it takes work."""
         if studio.leaving:
             return JSONResponse({"status": "leaving"}, 503)
         return JSONResponse({"status": "ready", "model": studio.models.first.name})
 
-    @app.get("/metrics", include_in_schema=False)
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
+        """Counters and histograms, as Prometheus reads them."""
         return Response(studio.figures.text(), media_type=CONTENT_TYPE_LATEST)
 
+    describe(app)
     return app
 
 

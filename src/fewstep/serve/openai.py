@@ -37,7 +37,9 @@ _OWN = frozenset(asked.SPECS) - {"prompt", "image", "mask", "count", "width", "h
 
 
 class Generation(BaseModel):
-    """The body of `POST /v1/images/generations`; keys that are not listed are fields of ours, or ignored."""
+    """What is asked for. Further keys are parameters of ours (negative_prompt, steps, guidance, seed, ...), or
+    ignored.
+    """
 
     model_config = ConfigDict(extra="allow")
     prompt: str = Field(max_length=asked.PROMPT_LIMIT)
@@ -54,27 +56,77 @@ class Generation(BaseModel):
     user: str | None = None
 
 
+class Datum(BaseModel):
+    """One picture."""
+
+    b64_json: str
+
+
+class Images(BaseModel):
+    """The pictures that were asked for."""
+
+    created: int
+    data: list[Datum]
+    output_format: str
+    size: str
+    quality: str
+    background: str
+    usage: dict[str, Any]
+
+
+class Listing(BaseModel):
+    """A model, by its name."""
+
+    id: str
+    object: str
+    created: int
+    owned_by: str
+
+
+class Listed(BaseModel):
+    """All models."""
+
+    object: str
+    data: list[Listing]
+
+
+_STREAM: Any = {200: {"content": {"text/event-stream": {}}}}
+
+
+def _form_body() -> dict[str, Any]:
+    """The OpenAPI part of a form: what a generation has, with the pictures."""
+    picture = {"type": "string", "format": "binary", "description": "a PNG, JPEG or WebP; image also as image[]"}
+    fields = Generation.model_json_schema()["properties"]
+    form = {"type": "object", "properties": {**fields, "image": picture, "mask": picture}}
+    form["required"] = ["prompt", "image"]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+
+
 def router(studio: Studio) -> APIRouter:
     """The routes, for one studio."""
     routes = APIRouter(prefix="/v1", tags=["openai"])
 
-    @routes.get("/models")
+    @routes.get("/models", response_model=Listed)
     async def models() -> dict[str, Any]:
+        """The models that can be named."""
         return {"object": "list", "data": [_model(entry) for entry in studio.models.list()]}
 
-    @routes.get("/models/{name:path}")
+    @routes.get("/models/{name:path}", response_model=Listing, responses={404: {"description": "There is none."}})
     async def model(name: str) -> Any:
+        """One model."""
         try:
             return _model(await studio.models.find(name))
         except UnknownModelError as error:
             return failure(404, str(error), "model", "model_not_found")
 
-    @routes.post("/images/generations")
+    @routes.post("/images/generations", response_model=Images, responses=_STREAM)
     async def generations(body: Generation, http: Request) -> Any:
+        """Pictures from words; with `stream` as events, partial pictures first."""
         return await _answer(studio, http, body.model_dump(exclude_none=True), {}, "image_generation")
 
-    @routes.post("/images/edits")
+    @routes.post("/images/edits", response_model=Images, responses=_STREAM, openapi_extra=_form_body())
     async def edits(http: Request) -> Any:
+        """Pictures from a picture, as a whole or where a mask, or the picture itself, is transparent."""
         fields, pictures = await _form(http)
         body = Generation.model_validate(fields).model_dump(exclude_none=True)
         return await _answer(studio, http, body, pictures, "image_edit")
