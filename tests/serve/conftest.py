@@ -25,12 +25,12 @@ def server(studio):
     import uvicorn
 
     from fewstep.serve.app import application
-    from fewstep.serve.security import Door
+    from fewstep.serve.security import SOCKETS, Door
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = uvicorn.Config(Door(application(studio)), host="127.0.0.1", port=port, log_level="error")
+    config = uvicorn.Config(Door(application(studio)), host="127.0.0.1", port=port, log_level="error", **SOCKETS)
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

@@ -32,7 +32,7 @@ def register(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serves until it is stopped; returns the exit code."""
     import fewstep
-    from fewstep.serve.security import LOOPBACK, Door
+    from fewstep.serve.security import LOOPBACK, SOCKETS, Door
 
     if not 1 <= arguments.port <= 65535 or arguments.queue < 1:
         raise RequestError(
@@ -53,5 +53,5 @@ def run(arguments: argparse.Namespace) -> int:
     studio = Studio(fewstep.load(**loading_asked(arguments, None)), waiting=arguments.queue)
     door = Door(application(studio), key=key, hosts=[arguments.host, *arguments.name])
     print(f"fewstep: {studio.pipe.model.name} at http://{arguments.host}:{arguments.port}", file=sys.stderr)
-    uvicorn.run(door, host=arguments.host, port=arguments.port, log_level="warning", server_header=False)
+    uvicorn.run(door, host=arguments.host, port=arguments.port, log_level="warning", server_header=False, **SOCKETS)
     return 0

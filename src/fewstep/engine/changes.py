@@ -53,6 +53,10 @@ class Changes:
         """This is what is painted from now."""
         self._painted = self._last if picture is self._newest else self._seen(picture)
 
+    def forget(self) -> None:
+        """The next picture counts as changed, whatever it is."""
+        self._painted = None
+
     def _seen(self, picture: Image.Image) -> np.ndarray:
         import numpy as np
 

@@ -20,11 +20,15 @@ from fewstep.engine.work import CancelledError, Steps, Work
 
 @dataclass(frozen=True)
 class Frame:
-    """What came in: its number, the picture (None: prompt only), and when it was sent, by the sender's clock."""
+    """What came in: its number, the picture (None: prompt only), and when it was sent, by the sender's clock.
+
+    `mask` ("L", white: repaint) is None where all of the picture is painted over.
+    """
 
     seq: int
     picture: Image.Image | None = None
     sender_ms: int = 0
+    mask: Image.Image | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,8 @@ class LiveSession:
     """See the module.
 
     `paint` makes an order's steps, on the engine's thread. `tell` gets every Output and Failed, on that thread too; it
-    must not wait. `period_s` is what a frame may take: its deadline. `refine` says how an idle session's fields change.
+    must not wait. `period_s` is what a frame may take: its deadline. `refine` says how an idle session's fields change
+    (None: not now).
     """
 
     def __init__(
@@ -127,6 +132,12 @@ class LiveSession:
             self._closed, self._mailbox = True, None
             for work in self._works:
                 self.engine.cancel(work)
+
+    @property
+    def position(self) -> int:
+        """How many works are ahead of the first of this session that has not begun; 0 where none waits."""
+        with self._lock:
+            return min((self.engine.position(work) for work in self._works if not work.started), default=0)
 
     @property
     def idle(self) -> bool:
@@ -186,5 +197,6 @@ class LiveSession:
                 self.tell(Failed(order, error))
             if final and error is None and self.refine is not None and not order.refined and not self._refined:
                 self._refined = True
-                better = replace(order, fields=self.refine(order.fields), refined=True)
-                self._submit(better, 1000 * self.period_s)
+                better = self.refine(order.fields)
+                if better is not None:
+                    self._submit(replace(order, fields=better, refined=True), 1000 * self.period_s)

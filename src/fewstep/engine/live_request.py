@@ -114,13 +114,20 @@ def _loras(value: Any) -> tuple[tuple[str, float], ...]:
     found = []
     for entry in value if isinstance(value, list) else [value]:
         name, weight = (entry.get("name"), entry.get("weight")) if isinstance(entry, dict) else (None, None)
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight)
-        if not isinstance(name, str) or not name or any(mark in name for mark in "<>:/\\") or not number:
+        if not _is_name(name) or not _is_weight(weight):
             raise RequestError('loras is no list of LoRAs. Give entries such as {"name": "ink", "weight": 0.8}.')
-        found.append((name, float(weight)))
+        found.append((str(name), float(weight or 0)))
     if len(found) > LORAS_LIMIT:
         raise RequestError(f"There are {len(found)} LoRAs, but a live session takes at most {LORAS_LIMIT}.")
     return tuple(found)
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and bool(name) and not any(mark in name for mark in "<>:/\\")
+
+
+def _is_weight(weight: object) -> bool:
+    return isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight)
 
 
 def _yes(value: Any) -> bool:

@@ -13,21 +13,24 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fewstep import __version__
 from fewstep.engine.work import BusyError
 from fewstep.errors import FewstepError
-from fewstep.serve import a1111, openai
+from fewstep.serve import a1111, live, openai
 from fewstep.serve.jobs import Studio
 
 
 def application(studio: Studio) -> FastAPI:
     """The whole server of one studio, without its door (`security.Door`)."""
+    room = live.Room(studio)
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
         yield
+        room.close()
         studio.close()
 
     app = FastAPI(title="fewstep", version=__version__, lifespan=life)
     app.include_router(a1111.router(studio))
     app.include_router(openai.router(studio))
+    app.include_router(live.router(studio, room))
     app.add_exception_handler(FewstepError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
 

@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from PIL import Image
+
+from fewstep.engine.changes import Changes
+from fewstep.engine.live import Failed, LiveSession, Output
+from fewstep.engine.live_request import LiveRequest
 from fewstep.engine.local import LocalEngine
+from fewstep.engine.painter import LivePainter
 from fewstep.engine.pictures import PictureNetwork, Preview, paint
 from fewstep.engine.work import CancelledError, Work
 from fewstep.errors import FewstepError, RequestError
@@ -124,6 +130,41 @@ class Studio:
         while len(self.jobs) > REMEMBERED and not next(iter(self.jobs.values())).active:
             self.jobs.popitem(last=False)
         return job
+
+    def trial(self, fields: LiveRequest, *, with_picture: bool) -> tuple[dict[str, Any], list[str]]:
+        """A live session's parameters with everything left open filled in, and what has no effect; nothing is painted.
+
+        Raises FewstepError for what cannot be done.
+        """
+        width, height = fields.request.width or 0, fields.request.height or 0
+        side = self.pipe.model.family.size_px
+        blank = Image.new("RGB", (width or side, height or side)) if with_picture else None
+        plan = self.pipe.plan(fields.of(blank))
+        chosen = {"steps": len(plan.timesteps), "guidance": plan.guidance, "sampler": plan.sampler.name}
+        chosen |= {"schedule": plan.table, "strength": plan.strength, "width": plan.size[0], "height": plan.size[1]}
+        return fields.values() | chosen, list(plan.notes)
+
+    def live(
+        self,
+        fields: LiveRequest,
+        tell: Callable[[Output | Failed], None],
+        *,
+        owner: str,
+        period_s: float,
+        exact: bool,
+    ) -> LiveSession:
+        """A live session; `tell` is called on the engine's thread. `exact`: every pixel of a picture counts."""
+        usual = self.pipe.sampling.steps
+        return LiveSession(
+            self.engine,
+            LivePainter(self.pipe).paint,
+            tell,
+            fields,
+            owner=owner,
+            period_s=period_s,
+            changes=Changes(exact=exact),
+            refine=lambda fields: fields.refined(usual) if fields.refine else None,
+        )
 
     async def run(
         self, job: Job, *, owner: str, wanted: Callable[[int, int], bool] | None = None

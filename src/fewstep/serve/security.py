@@ -31,6 +31,9 @@ OPEN = frozenset({"/", "/healthz", "/readyz", "/api/v1/login"})
 FAILURES, WITHIN_S = 10, 60.0
 """Wrong keys from one address, after which it waits."""
 
+SOCKETS: dict[str, Any] = {"ws_max_size": 4 * 2**20, "ws_max_queue": 2, "ws_per_message_deflate": False}
+"""uvicorn's settings: its own queue of 32 messages would make every picture late."""
+
 HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
@@ -60,6 +63,7 @@ class Door:
         refused = self._refusal(scope, headers)
         if refused is not None:
             return await _refuse(scope, send, *refused)
+        scope["fewstep.door"] = self
         if scope["type"] == "websocket":
             return await self.app(scope, receive, send)
         return await self.app(scope, self._limited(receive), _with_headers(send))
@@ -71,6 +75,16 @@ class Door:
         word = secrets.token_urlsafe(24)
         self.tickets[word] = now + seconds
         return word
+
+    def login(self, scope: Scope, given: str) -> str | None:
+        """The cookie's header for somebody who brings the key; None for a wrong one, which counts as elsewhere.
+
+        Where there is no key, any is right.
+        """
+        headers = {"authorization": f"Bearer {given}"}
+        if self._unknown({**scope, "path": ""}, headers) is not None:
+            return None
+        return f"{COOKIE}={self.key or ''}; HttpOnly; SameSite=Strict; Path=/"
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
         if _name(headers.get("host", "")) not in self.hosts:

@@ -1,0 +1,273 @@
+"""The live socket by a plain client of the protocol, against a real server."""
+
+import base64
+import io
+import json
+import time
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from fewstep.serve.frames import Codec, Flag, Kind, Message, unpacked
+
+PROTOCOL = "fewstep.live.v1"
+
+
+def colour(rgb, size=64):
+    stream = io.BytesIO()
+    Image.new("RGB", (size, size), rgb).save(stream, "PNG")
+    return stream.getvalue()
+
+
+class Client:
+    def __init__(self, port, **hello):
+        address = f"ws://127.0.0.1:{port}/api/v1/live"
+        self.socket = connect(address, subprotocols=[PROTOCOL], open_timeout=20).__enter__()
+        self.texts, self.outputs, self.seq = [], [], 0
+        self.say("hello", proto=PROTOCOL, **{"codecs": ["png"], "values": VALUES, **hello})
+        self.welcome = self.until("welcome")
+        self.say("ack", seq=0)
+
+    def say(self, kind, **values):
+        self.socket.send(json.dumps({"type": kind, **values}))
+
+    def frame(self, data, kind=Kind.INPUT, codec=Codec.PNG):
+        self.seq += 1
+        self.socket.send(Message(kind, codec, self.seq, data, sender_ms=1000 + self.seq).packed())
+        return self.seq
+
+    def receive(self, timeout=20):
+        data = self.socket.recv(timeout)
+        if isinstance(data, bytes):
+            message = unpacked(data)
+            self.outputs.append(message)
+            self.say("ack", seq=message.seq)
+            return message
+        self.texts.append(json.loads(data))
+        return self.texts[-1]
+
+    def until(self, kind, **wanted):
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            for message in self.texts:
+                if message["type"] == kind and wanted.items() <= message.items():
+                    self.texts.remove(message)
+                    return message
+            self.receive()
+        raise TimeoutError(kind)
+
+    def output(self, wanted=lambda output: True):
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            message = self.receive()
+            if isinstance(message, Message) and wanted(message):
+                return message
+        raise TimeoutError("no output")
+
+    def close(self):
+        self.say("bye")
+        self.socket.close()
+
+
+VALUES = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "refine": False, "seed": 5}
+
+
+@pytest.fixture
+def client(server):
+    made = Client(server)
+    yield made
+    made.close()
+
+
+def test_a_frame_becomes_the_picture_that_the_pipeline_paints(client, studio):
+    number = client.frame(colour("red"))
+    output = client.output()
+    assert (output.source_seq, output.sender_ms, output.kind) == (number, 1000 + number, Kind.OUTPUT)
+    assert Flag.FINAL in output.flags and Flag.REFINED not in output.flags
+    wanted = studio.pipe("a cat", steps=2, seed=5, image=Image.new("RGB", (64, 64), "red"))
+    painted = Image.open(io.BytesIO(output.payload))
+    assert np.abs(np.asarray(painted, int) - np.asarray(wanted, int)).max() <= 2
+    assert client.until("credit", upto=number)["n"] >= 2
+
+
+def test_welcome_tells_what_a_page_needs(client):
+    welcome = client.welcome
+    assert welcome["values"]["prompt"] == "a cat"
+    assert welcome["limits"]["size_px"] == 64 and welcome["limits"]["message_bytes"] == 4 * 2**20
+    assert set(welcome["schema"]["properties"]) == set(welcome["values"])
+
+
+def test_parameters_hold_from_the_next_picture_on_and_are_echoed(client):
+    client.frame(colour("red"))
+    first = client.output()
+    client.say("params", rev=7, patch={"prompt": "a dog", "strength": 0.9})
+    answer = client.until("params_ack")
+    assert answer["rev"] == 7 and answer["effective"]["prompt"] == "a dog" and answer["effective"]["strength"] == 0.9
+    output = client.output()
+    assert output.revision == 7 and output.source_seq == first.source_seq and output.payload != first.payload
+
+
+@pytest.mark.parametrize(
+    "patch", [{"steps": 0}, {"prompt": 5}, {"sampler": "nobody"}, {"wings": 2}, {"loras": [{"name": "../x"}]}, 3, None]
+)
+def test_parameters_that_cannot_be_are_refused_and_change_nothing(client, patch):
+    client.say("params", rev=3, patch=patch)
+    error = client.until("error")
+    assert error["code"] == "params" and error["rev"] == 3 and error["message"].endswith(".")
+    client.frame(colour("red"))
+    assert client.output().revision == 0
+
+
+def test_an_older_revision_is_refused(client):
+    client.say("params", rev=3, patch={"steps": 1})
+    client.until("params_ack")
+    client.say("params", rev=3, patch={"steps": 2})
+    assert "revision 3" in client.until("error")["message"]
+
+
+def test_the_prompt_alone_paints_at_once_and_again_with_every_change(server):
+    client = Client(server, mode="prompt")
+    assert client.output().source_seq == 0
+    client.say("params", rev=1, patch={"prompt": "a tree"})
+    assert client.output(lambda output: output.revision == 1).payload != client.outputs[0].payload
+    client.close()
+
+
+def test_an_idle_session_paints_a_better_picture(server):
+    client = Client(server, values=VALUES | {"refine": True})
+    number = client.frame(colour("blue"))
+    first = client.output()
+    better = client.output(lambda output: Flag.REFINED in output.flags)
+    assert better.source_seq == number and better.payload != first.payload
+    client.close()
+
+
+def test_the_same_frame_is_skipped_and_said(client):
+    client.frame(colour("red"))
+    client.output()
+    number = client.frame(colour("red"))
+    assert client.until("skip")["seq"] == number
+    assert len(client.outputs) == 1
+
+
+def test_a_mask_keeps_what_is_black(client):
+    client.frame(colour("white"), kind=Kind.MASK)
+    client.frame(colour("red"))
+    everywhere = np.asarray(Image.open(io.BytesIO(client.output().payload)), int)
+    half = Image.new("L", (64, 64))
+    half.paste(255, (0, 0, 32, 64))
+    stream = io.BytesIO()
+    half.save(stream, "PNG")
+    client.frame(stream.getvalue(), kind=Kind.MASK)
+    client.frame(colour("red"))
+    kept = np.asarray(Image.open(io.BytesIO(client.output().payload)), int)
+    assert np.abs(kept[:, 48:] - [255, 0, 0]).max() <= 8
+    assert np.abs(everywhere[:, 48:] - [255, 0, 0]).max() > 8
+
+
+def test_a_snapshot_brings_its_settings(client, server):
+    client.say("snapshot")
+    assert "no picture yet" in client.until("error")["message"]
+    client.frame(colour("green"))
+    output = client.output()
+    client.say("snapshot")
+    snapshot = client.until("snapshot")
+    assert snapshot["seq"] == output.seq and "Seed: 5" in snapshot["infotext"]
+    png = Image.open(io.BytesIO(base64.b64decode(snapshot["png"])))
+    assert png.info["parameters"] == snapshot["infotext"]
+
+
+def test_nothing_is_painted_while_paused(client):
+    client.say("pause", on=True)
+    client.frame(colour("red"))
+    client.until("stats")
+    assert not client.outputs
+    client.say("pause", on=False)
+    assert client.output().source_seq == 1
+
+
+def test_the_resume_token_brings_parameters_and_seed_back(server):
+    client = Client(server)
+    client.say("params", rev=2, patch={"prompt": "a boat"})
+    client.until("params_ack")
+    client.socket.close()
+    again = Client(server, resume_token=client.welcome["resume_token"], values={})
+    assert again.welcome["session"] == client.welcome["session"]
+    assert again.welcome["values"]["prompt"] == "a boat" and again.welcome["rev"] == 2
+    again.close()
+    other = Client(server, resume_token=client.welcome["resume_token"])
+    assert other.welcome["session"] != client.welcome["session"]
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x", b"\x01" * 24, Message(Kind.OUTPUT, Codec.PNG, 1, b"x").packed(), b"\x09" + bytes(40)]
+)
+def test_a_bad_message_is_answered_and_the_session_goes_on(client, data):
+    client.socket.send(data)
+    assert client.until("error")["code"] in ("protocol", "frame")
+    client.frame(colour("red"))
+    assert client.output()
+
+
+def test_a_frame_that_is_no_picture_is_named(client):
+    number = client.frame(b"GIF89a and nothing else")
+    error = client.until("error")
+    assert (error["code"], error["seq"]) == ("frame", number) and "PNG" in error["message"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"type": "fly"}', '{"type": "ack", "seq": -1}', "[" * 60_000])
+def test_a_bad_text_is_answered_and_the_session_goes_on(client, text):
+    client.socket.send(text)
+    assert client.until("error")["code"] == "protocol"
+    client.frame(colour("red"))
+    assert client.output()
+
+
+@pytest.mark.parametrize(
+    "hello", [{"mode": "dance"}, {"fps": 0}, {"fps": "30"}, {"codecs": ["gif"]}, {"values": {"steps": 99}}]
+)
+def test_a_bad_hello_ends_the_connection_with_a_sentence(server, hello):
+    with connect(f"ws://127.0.0.1:{server}/api/v1/live", subprotocols=[PROTOCOL]) as socket:
+        socket.send(json.dumps({"type": "hello", **hello}))
+        assert json.loads(socket.recv(10))["message"].endswith(".")
+        with pytest.raises(ConnectionClosed):
+            socket.recv(10)
+
+
+def test_another_subprotocol_and_another_site_are_refused(server):
+    address = f"ws://127.0.0.1:{server}/api/v1/live"
+    with pytest.raises(InvalidStatus):
+        connect(address, subprotocols=["other"])
+    with pytest.raises(InvalidStatus):
+        connect(address, subprotocols=[PROTOCOL], origin="http://evil.example")
+
+
+def test_mjpeg_shows_the_pictures(client, server):
+    client.frame(colour("red"))
+    client.output()
+    with httpx.stream("GET", f"http://127.0.0.1:{server}/live/{client.welcome['session']}.mjpg") as answer:
+        assert answer.headers["content-type"].startswith("multipart/x-mixed-replace")
+        seen = b""
+        for chunk in answer.iter_bytes():
+            seen += chunk
+            if seen.count(b"--fewstep") == 2:
+                break
+    _head, _, body = seen.partition(b"\r\n\r\n")
+    assert Image.open(io.BytesIO(body.partition(b"\r\n--fewstep")[0])).size == (64, 64)
+    assert httpx.get(f"http://127.0.0.1:{server}/live/nobody.mjpg").status_code == 404
+
+
+def test_the_schema_is_served_with_first_values(server):
+    found = httpx.get(f"http://127.0.0.1:{server}/api/v1/live/schema").json()
+    assert found["defaults"]["width"] == found["size_px"] == 64
+    assert set(found["schema"]["properties"]) == set(found["defaults"])
+
+
+def test_tickets_are_given_to_those_inside(server):
+    answer = httpx.post(f"http://127.0.0.1:{server}/api/v1/live/tickets", json={})
+    assert answer.status_code == 200 and len(answer.json()["ticket"]) > 20
