@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fewstep import __version__
 from fewstep.engine.work import BusyError
 from fewstep.errors import FewstepError
-from fewstep.serve import a1111, live, openai
+from fewstep.serve import a1111, live, openai, page
 from fewstep.serve.jobs import Studio
 
 
@@ -31,6 +31,7 @@ def application(studio: Studio) -> FastAPI:
     app.include_router(a1111.router(studio))
     app.include_router(openai.router(studio))
     app.include_router(live.router(studio, room))
+    page.mount(app)
     app.add_exception_handler(FewstepError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
 

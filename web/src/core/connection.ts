@@ -133,10 +133,10 @@ export class Connection {
     this.say({ type: "pause", on });
   }
 
-  private flush(): void {
+  private flush(empty = false): void {
     this.stopGathering?.();
     this.stopGathering = null;
-    if (!this.live || !Object.keys(this.patch).length) return;
+    if (!this.live || !(empty || this.gathering)) return;
     this.revision += 1;
     this.unanswered.push({ revision: this.revision, patch: this.patch });
     this.say({ type: "params", rev: this.revision, patch: this.patch });
@@ -199,7 +199,7 @@ export class Connection {
     this.unanswered = [];
     this.acknowledged = revision;
     this.patch = !known && this.plain ? { ...this.doors.values(), ...lost } : lost;
-    this.flush();
+    this.flush(!known); // a new session is asked what its values come to
   }
 
   private retry(why: string): void {

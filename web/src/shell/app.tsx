@@ -80,8 +80,10 @@ function Hint() {
   return (
     <section class="hint" aria-label="Hints">
       <Button icon="close" label="Close" kind="small over" run={() => (page.hint.value = false)} />
-      <h2>Draw on the left, watch on the right</h2>
-      <p>Change the words, draw a rough shape, or drop a picture. Less <b>strength</b> keeps more of your drawing.</p>
+      <div>
+        <h2>Draw here, see there</h2>
+        <p>Change the words, draw a rough shape, or drop a picture. Less <b>strength</b> keeps more of your drawing; on blank paper the words decide alone.</p>
+      </div>
       <dl>
         {KEYS.map(([keys, what]) => (
           <div key={keys}>

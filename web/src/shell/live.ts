@@ -130,6 +130,7 @@ export function setPaused(on: boolean): void {
 function heard(message: ServerMessage): void {
   if (message.type === "stats") page.stats.value = message;
   if (message.type === "queue") page.queue.value = message.pos > 0 ? message : null;
+  if (message.type === "params_ack") page.effective.value = message.effective;
   if (message.type === "params_ack") message.warnings.forEach((warning) => page.say(warning));
   if (message.type === "skip" && message.seq >= lastSeq) lastSeq = 0;
   if (message.type === "stats" && message.unchanged > 0 && message.fps_out === 0) lastSeq = 0;

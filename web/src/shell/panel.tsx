@@ -49,13 +49,18 @@ function Words({ field, value, set }: { field: Field; value: unknown; set: (next
   if (field.kind === "choice") {
     return (
       <select value={text} onChange={(event) => set(event.currentTarget.value || null)}>
-        <option value="">The model's own</option>
+        <option value="">{own(field.name)}</option>
         {field.choices.map((name) => <option key={name} value={name}>{name}</option>)}
       </select>
     );
   }
   if (field.kind === "words") return <textarea rows={2} value={text} spellcheck={false} onInput={(event) => set(event.currentTarget.value)} />;
   return <input type="text" value={text} onChange={(event) => set(event.currentTarget.value || null)} />;
+}
+
+function own(name: string): string {
+  const value = page.effective.value[name];
+  return typeof value === "string" ? `The model's own: ${value}` : "The model's own";
 }
 
 interface NumberProps {
@@ -71,12 +76,13 @@ function NumberField({ field, value, set }: NumberProps) {
     if (typed !== null) set(typed.trim() === "" ? null : (read(field, typed) ?? value));
     type(null);
   };
-  const shown = value ?? field.low;
+  const own = page.effective.value[field.name];
+  const shown = value ?? (typeof own === "number" ? own : field.low);
   const share = Math.min(1, Math.max(0, (shown - field.low) / (field.high - field.low || 1)));
   return (
     <div class="control" title={field.help}>
       <label for={`field-${field.name}`}>{field.label}</label>
-      <input class="number" inputMode="decimal" aria-label={`${field.label}, as a number`} placeholder="own" value={typed ?? (value === null ? "" : String(value))}
+      <input class="number" inputMode="decimal" aria-label={`${field.label}, as a number`} placeholder={typeof own === "number" ? String(own) : "own"} value={typed ?? (value === null ? "" : String(value))}
         onInput={(event) => type(event.currentTarget.value)} onBlur={done} onKeyDown={(event) => event.key === "Enter" && event.currentTarget.blur()} />
       <input id={`field-${field.name}`} type="range" class={value === null ? "own" : ""} min={field.low} max={field.high} step={field.step} value={shown} style={{ "--share": `${100 * share}%` }} onInput={(event) => set(Number(event.currentTarget.value))} />
     </div>

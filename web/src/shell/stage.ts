@@ -75,7 +75,6 @@ export class Stage {
 
   private down(event: PointerEvent): void {
     (document.activeElement as HTMLElement | null)?.blur();
-    this.canvas.focus({ preventScroll: true });
     this.pointers.set(event.pointerId, this.at(event));
     this.canvas.setPointerCapture(event.pointerId);
     if (this.pointers.size === 2) {

@@ -22,6 +22,8 @@ export const modelSize = signal(512);
 export const fields = signal<Field[]>([]);
 export const choices = signal<Record<string, string[]>>({});
 export const values = signal<Values>({});
+/** What the values that are left to the model come to. */
+export const effective = signal<Values>({});
 export const loras = signal<string[]>([]);
 export const locked = signal(stored("locked", true));
 export const paused = signal(false);
