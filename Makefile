@@ -79,6 +79,32 @@ clean:  ## remove the environment and caches (build/, with its training runs, st
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests pictogram examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# ---------------------------------------------------------------- the live page
+# Built files are part of the package: only who changes web/ needs node (20 or newer) and npm.
+
+PAGE := src/fewstep/serve/static
+NPM  := npm --prefix
+
+.PHONY: page page-check page-test test-browser
+page:  ## build the live page from web/ into the package (needs node)
+	@$(NPM) web ci --no-audit --no-fund
+	@$(NPM) web run build
+
+page-test:  ## types and tests of the page's source
+	@$(NPM) web ci --no-audit --no-fund
+	@$(NPM) web run check
+	@$(NPM) web test
+
+page-check:  ## build the page elsewhere from its lock file, and fail where the package holds something else
+	@set -e; there=$$(mktemp -d); trap 'rm -rf "$$there"' EXIT; \
+	tar -c --exclude node_modules web | tar -x -C "$$there"; \
+	$(NPM) "$$there/web" ci --no-audit --no-fund; \
+	$(NPM) "$$there/web" run build -- --outDir "$$there/static"; \
+	diff -r "$$there/static" $(PAGE) && echo "the package holds what web/ makes"
+
+test-browser: $(VENV)/.test.stamp $(VENV)/.browser.stamp  ## the page in a real Chromium
+	@$(BIN)/python -m pytest tests/browser -m browser $(BROWSER_ARGS)
+
 # ---------------------------------------------------------------- the embedded model, from nothing
 # Each step leaves its result under build/pictogram; the long ones can be stopped and started again.
 

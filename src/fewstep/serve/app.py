@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from fewstep import __version__
 from fewstep.errors import FewstepError
-from fewstep.serve import a1111, history_routes, live, openai
+from fewstep.serve import a1111, history_routes, live, openai, page
 from fewstep.serve.docs import describe
 from fewstep.serve.figures import Counted
 from fewstep.serve.jobs import Studio
@@ -38,6 +38,7 @@ def application(studio: Studio) -> FastAPI:
     if studio.history is not None:
         app.include_router(history_routes.router(studio.history))
     app.add_middleware(Counted, figures=studio.figures)
+    page.mount(app)
     app.add_exception_handler(FewstepError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
 

@@ -29,6 +29,8 @@ COOKIE = "fewstep_key"
 BODY_LIMIT = 32 * 2**20
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN = frozenset({"/", "/healthz", "/readyz", "/api/v1/login"})
+OPEN_FOLDER = "/assets/"
+"""The page's own files: it has to be there before it can ask for the key."""
 FAILURES, WITHIN_S = 10, 60.0
 """Wrong keys from one address, after which it waits."""
 
@@ -114,7 +116,7 @@ class Door:
 
     def _unknown(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
         """The refusal of somebody without the key."""
-        if not self.keys or (scope["type"] == "http" and scope["path"] in OPEN):
+        if not self.keys or (scope["type"] == "http" and _is_open(scope["path"])):
             return None
         if scope["type"] == "websocket" and self._has_ticket(scope):
             return None
@@ -196,6 +198,10 @@ def keys_of(headers: Mapping[str, str]) -> list[str]:
     return [*found, unquote(cookie.value)] if cookie else found
 
 
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(OPEN_FOLDER)
+
+
 def _name(host: str) -> str:
     """The name without the port.
 
@@ -219,13 +225,18 @@ def _with_headers(send: Send) -> Send:
     return sending
 
 
+def _from_page(scope: Scope) -> bool:
+    """Whether a script asks: the page has a form of its own for the key, the browser need not ask as well."""
+    return any(name == b"sec-fetch-dest" and value == b"empty" for name, value in scope["headers"])
+
+
 async def _refuse(scope: Scope, send: Send, status: int, sentence: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 4000 + status, "reason": sentence[:120]})
         return
     body = json.dumps({"detail": sentence, "error": {"message": sentence, "type": "invalid_request_error"}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 401:
+    if status == 401 and not _from_page(scope):
         headers.append((b"www-authenticate", b'Basic realm="fewstep"'))
     if status == 429:
         headers.append((b"retry-after", b"60"))
