@@ -214,7 +214,10 @@ class History:
         words = _WORD.findall(text)[:MOST_WORDS]
         if text.strip() and not words:
             return []
-        wheres, values = (["number < ?"], [before]) if before is not None else ([], [])
+        wheres: list[str] = []
+        values: list[int | str] = []
+        if before is not None:
+            wheres, values = ["number < ?"], [before]
         if words and self.full_text:
             wheres.append("number IN (SELECT rowid FROM words WHERE words MATCH ?)")
             values.append(" ".join(f'"{word}"*' for word in words))

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -135,7 +135,7 @@ class Studio:
 
     async def run(
         self, order: Order, *, wanted: Callable[[int, int], bool] | None = None
-    ) -> AsyncIterator[Stepped | Painted]:
+    ) -> AsyncGenerator[Stepped | Painted, None]:
         """What becomes of an order, as it comes. Leaving the loop early gives the job up.
 
         `wanted(step, steps)` says after which steps a preview is made. Raises what went wrong.
