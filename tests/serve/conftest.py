@@ -1,5 +1,7 @@
 """A real server on a free port, with a tiny random model behind it."""
 
+import os
+
 import pytest
 
 from tests.serve.running import running
@@ -9,11 +11,14 @@ pytest.importorskip("fastapi")
 
 @pytest.fixture(scope="session")
 def studio():
-    from fewstep.pipeline import Pipeline
+    from fewstep.pipeline import Pipeline, load
     from fewstep.serve.jobs import Studio
-    from tests.tiny import tiny_model
+    from tests.serve.running import painting_away
+    from tests.tiny import tiny_folder, tiny_model
 
-    made = Studio(Pipeline(tiny_model("sd15")))
+    away = os.environ.get("FEWSTEP_TEST_PAINTING")
+    pipe = Pipeline(tiny_model("sd15")) if not away else load(tiny_folder("sd15"), device="cpu")
+    made = Studio(pipe, painting=painting_away(away) if away else None)
     yield made
     made.close()
 

@@ -34,3 +34,13 @@ def wait_until(true, within_s=10.0):
             return found
         time.sleep(0.005)
     raise AssertionError("it did not come true")
+
+
+def painting_away(kind):
+    """Pictures are painted by one "process", or by one actor on "ray"."""
+    from fewstep.engine.fleet import Fleet
+    from fewstep.engine.painting import Away
+    from fewstep.engine.process import hire_process
+    from fewstep.engine.ray import hire_ray
+
+    return Away(Fleet(hire_process() if kind == "process" else hire_ray()))

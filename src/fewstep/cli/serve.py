@@ -12,6 +12,7 @@ from fewstep.cli.options import add_loading_options, loading_asked, shelf_option
 from fewstep.errors import RequestError
 
 if TYPE_CHECKING:
+    from fewstep.engine.painting import Painting
     from fewstep.pipeline import Pipeline
     from fewstep.serve.jobs import Studio
 
@@ -29,6 +30,10 @@ def register(subparsers: Any) -> None:
     add = parser.add_argument_group("models").add_argument
     add("--models", type=Path, metavar="FOLDER", help="more models, loaded when a client names one")
     add("--memory", type=float, metavar="GB", help="for all loaded models; chosen by what is free if absent")
+    add = parser.add_argument_group("where").add_argument
+    add("--workers", metavar="N[:M]", help="paint in N processes of their own, up to M while pictures wait")
+    add("--ray", nargs="?", const="", metavar="ADDRESS", help="have the workers on a Ray cluster, or on a new one here")
+    add("--gpus", type=float, default=0, metavar="N", help="GPUs that each worker on Ray asks for [0]")
     add = parser.add_argument_group("history").add_argument
     add("--history", type=Path, metavar="FOLDER", help="keep pictures and their settings there; nothing if absent")
     add("--history-limit", type=float, default=2, metavar="GB", help="above it the oldest pictures leave [2]")
@@ -104,10 +109,49 @@ def _studio(arguments: argparse.Namespace) -> Studio:
     def load(path: Path) -> Pipeline:
         return fewstep.load(path, **how)
 
-    first = fewstep.load(**loading_asked(arguments, None))
+    away = arguments.workers is not None or arguments.ray is not None
+    first = fewstep.load(**loading_asked(arguments, None) | ({"device": "cpu"} if away else {}))
     budget = None if arguments.memory is None else int(arguments.memory * 1e9)
     models = Models(first, arguments.models, load=load, budget=budget)
     folder, limit = arguments.history, int(arguments.history_limit * 1e9)
     history = None if folder is None else History(folder, limit=limit)
     manners = {"waiting": arguments.queue, "patience_s": arguments.patience, "log_prompts": arguments.log_prompts}
-    return Studio(first, models=models, history=history, **manners)
+    painting = _away(arguments, first) if away else None
+    return Studio(first, models=models, history=history, painting=painting, **manners)
+
+
+def _away(arguments: argparse.Namespace, first: Pipeline) -> Painting:
+    """Workers, which have the device that was asked for; here the model only plans."""
+    from fewstep.engine.fleet import Fleet
+    from fewstep.engine.painting import Away
+    from fewstep.engine.process import hire_process
+    from fewstep.engine.ray import hire_ray
+
+    least, most = _workers(arguments.workers or "1")
+    if arguments.device is None:
+        first.source.pop("device")
+    else:
+        first.source["device"] = arguments.device
+    hire = hire_process(_devices()) if arguments.ray is None else hire_ray(arguments.ray or None, gpus=arguments.gpus)
+    return Away(Fleet(hire, least, most, waiting=arguments.queue))
+
+
+def _workers(text: str) -> tuple[int, int]:
+    """How many workers there are at least, and at most.
+
+    >>> _workers("2"), _workers("1:4")
+    ((2, 2), (1, 4))
+    """
+    least, colon, most = text.partition(":")
+    if not least.isdecimal() or (colon and not most.isdecimal()):
+        raise RequestError(f"--workers is '{text}'. Give a number such as 2, or a range such as 1:4.")
+    found = int(least), int(most) if colon else int(least)
+    if not 1 <= found[0] <= found[1] <= 1000:
+        raise RequestError(f"--workers is '{text}'. Give at least 1, and no more at least than at most.")
+    return found
+
+
+def _devices() -> int:
+    """GPUs of this machine, each for a worker of its own; 0 where torch was not needed yet, or sees none."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.device_count() if torch is not None else 0

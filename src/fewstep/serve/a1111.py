@@ -45,6 +45,7 @@ def router(studio: Studio) -> APIRouter:
     _watching(routes, studio)
     _interrupting(routes, studio)
     _options(routes, studio, options)
+    _models(routes, studio, options)
     _lists(routes, studio)
     return routes
 
@@ -174,10 +175,16 @@ def _options(routes: APIRouter, studio: Studio, options: Options) -> None:
             body = {**body, MODEL: entry.name}
         options.keep(body)
 
-    @routes.get("/sdapi/v1/cmd-flags")
-    async def flags() -> Values:
-        """How the server was started, as far as clients ask."""
-        return {"api": True, "listen": False}
+
+def _models(routes: APIRouter, studio: Studio, options: Options) -> None:
+    @routes.get("/sdapi/v1/sd-models", response_model=list[ModelItem])
+    async def models() -> list[Values]:
+        """The models that can be chosen."""
+        return [
+            {"title": one.title, "model_name": one.name, "filename": one.file, "hash": one.digest or None}
+            | {"sha256": None, "config": None}
+            for one in studio.models.list()
+        ]
 
     @routes.post("/sdapi/v1/refresh-checkpoints")
     async def refresh_checkpoints() -> None:
@@ -237,21 +244,17 @@ def _lists(routes: APIRouter, studio: Studio) -> None:
         kind = list[Values] if isinstance(value, list) else Values
         routes.add_api_route(f"/sdapi/v1/{name}", _answering(value), methods=["GET"], name=name, response_model=kind)
 
-    @routes.get("/sdapi/v1/sd-models", response_model=list[ModelItem])
-    async def models() -> list[Values]:
-        """The models that can be chosen."""
-        return [
-            {"title": one.title, "model_name": one.name, "filename": one.file, "hash": one.digest or None}
-            | {"sha256": None, "config": None}
-            for one in studio.models.list()
-        ]
-
     @routes.get("/sdapi/v1/loras")
     async def loras() -> list[Values]:
         """The LoRAs of the first model."""
         return [
             {"name": lora.name, "alias": lora.name, "path": lora.name, "metadata": {}} for lora, _ in studio.pipe.loras
         ]
+
+    @routes.get("/sdapi/v1/cmd-flags")
+    async def flags() -> Values:
+        """How the server was started, as far as clients ask."""
+        return {"api": True, "listen": False}
 
     @routes.get("/sdapi/v1/memory")
     async def memory() -> Values:

@@ -18,15 +18,6 @@ VALUES = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "refine": Fa
 
 
 @pytest.fixture(scope="module")
-def studio():
-    from fewstep.pipeline import Pipeline
-    from fewstep.serve.jobs import Studio
-    from tests.tiny import tiny_model
-
-    return Studio(Pipeline(tiny_model("sd15")))
-
-
-@pytest.fixture(scope="module")
 def address(studio):
     with running(studio) as port:
         yield f"http://127.0.0.1:{port}"
