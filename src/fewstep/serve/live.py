@@ -65,6 +65,8 @@ class Room:
                 return seat
         if self.studio.leaving:
             raise LeavingError
+        if len(self.seats) >= self.sessions and self._leaving:
+            self.end(self.seats[next(iter(self._leaving))])  # whoever left first
         if len(self.seats) >= self.sessions:
             raise BusyError(f"There are {self.sessions} live sessions already. Try again later.", 5.0)
         pipe = await self.studio.pipe_of(hello.model or None)
