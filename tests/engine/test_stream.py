@@ -23,9 +23,9 @@ from tests.cheap import CheapUnet
 from tests.tiny import tiny_model
 
 GUIDANCE = {
-    "off": ("sd15", {"guidance": 1}, {}),
+    "off": ("sd15", {"guidance": 1, "sampler": "lcm"}, {}),
     "full": ("sd15", {"guidance": 2, "negative_prompt": "moon"}, {}),
-    "residual": ("sd15", {"guidance": 2}, {"guidance_mode": "residual"}),
+    "residual": ("sd15", {"guidance": 2, "sampler": "lcm"}, {"guidance_mode": "residual"}),
     "embedded": ("lcm", {"guidance": 2}, {}),
 }
 FRAMES = 5
