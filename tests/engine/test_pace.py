@@ -13,6 +13,7 @@ from fewstep.engine.painter import LivePainter
 from fewstep.engine.pictures import Kind, PictureNetwork
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request
+from tests.cheap import CheapUnet
 from tests.tiny import tiny_model
 
 SIZES = st.fixed_dictionaries({size: st.floats(1e-4, 1) for size in (1, 2, 3, 4, 6, 8)})
@@ -71,7 +72,9 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def pipe():
-    return Pipeline(tiny_model("sd15"), batch=8)
+    model = tiny_model("sd15")
+    model.unet = CheapUnet(model.unet.config)
+    return Pipeline(model, batch=8)
 
 
 @pytest.mark.parametrize(
