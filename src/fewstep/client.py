@@ -84,6 +84,7 @@ class Live:
         self._news = threading.Condition()
         self._seq, self._upto, self._credit, self._revision = 0, 0, 2, 0
         self._waiting: list[Painted] = []
+        self._skipped = 0
         self._answers: dict[str, dict[str, Any]] = {}
         self._fault: LiveError | None = None
         self._trouble: LiveError | None = None
@@ -170,10 +171,10 @@ class Live:
                 yield found
         until = time.monotonic() + self.timeout_s
         while time.monotonic() < until:
-            found = self.newest(0.2)
+            found = self.newest(0.1)
             if found is not None:
                 yield found
-            if found is None or (found.final and found.source == self._seq):
+            if self._skipped >= self._seq or (found is not None and found.final and found.source == self._seq):
                 return
 
     def snapshot(self) -> tuple[Image.Image, str]:
@@ -253,7 +254,7 @@ class Live:
             if kind == "credit":
                 self._credit, self._upto = message["n"], message["upto"]
             elif kind == "stats":
-                self.stats = message
+                self.stats, self._skipped = message, message["skipped"]
             elif kind == "error":
                 self._refused(message)
             elif kind in ("welcome", "params_ack", "snapshot"):

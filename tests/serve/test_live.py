@@ -271,3 +271,20 @@ def test_the_schema_is_served_with_first_values(server):
 def test_tickets_are_given_to_those_inside(server):
     answer = httpx.post(f"http://127.0.0.1:{server}/api/v1/live/tickets", json={})
     assert answer.status_code == 200 and len(answer.json()["ticket"]) > 20
+
+
+def test_a_pipeline_that_paints_together_is_measured_and_has_its_depth(server, studio, monkeypatch):
+    from fewstep.engine.pace import Pace
+
+    monkeypatch.setattr(studio.pipe, "batch", 4)
+    monkeypatch.setattr(studio.painting, "_paces", {studio.pipe: Pace({1: 0.02, 2: 0.021, 4: 0.022}, 0.0, (64, 64))})
+    seen = []
+    plain = studio.painting.depth
+    monkeypatch.setattr(studio.painting, "depth", lambda *how: seen.append(plain(*how)) or seen[-1])
+    client = Client(server, fps=30, values=VALUES | {"steps": 4, "guidance": 1})
+    client.say("params", rev=1, patch={"steps": 1})
+    client.until("params_ack")
+    assert seen == [4, 1]
+    client.frame(colour("red"))
+    assert client.output().revision == 1
+    client.close()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
+from weakref import WeakKeyDictionary
 
 from fewstep.engine.errands import RemotePainter, picture_errand
 from fewstep.engine.fleet import Fleet
 from fewstep.engine.live import Order
 from fewstep.engine.live_request import LiveRequest
-from fewstep.engine.local import LocalEngine
+from fewstep.engine.local import LocalEngine, wait_for
+from fewstep.engine.pace import Pace, measured
 from fewstep.engine.painter import LivePainter
 from fewstep.engine.pictures import PictureNetwork, paint
 from fewstep.engine.work import Engine
@@ -49,12 +51,18 @@ class Painting(Protocol):
         """For one live session."""
         ...
 
+    def depth(self, pipe: Pipeline, plan: Plan, period_s: float) -> int:
+        """How many frames of a session should be in the making at once; may take a measurement, and wait for it."""
+        ...
+
 
 class Here:
     """By this process."""
 
     def __init__(self, *, waiting: int = 64) -> None:
-        self.engine = LocalEngine(PictureNetwork(), waiting=waiting)
+        self.network = PictureNetwork()
+        self.engine = LocalEngine(self.network, waiting=waiting)
+        self._paces: WeakKeyDictionary[Pipeline, Pace] = WeakKeyDictionary()
 
     def picture(self, pipe: Pipeline, plan: Plan, index: int, heard: Heard, wanted: Callable[[int], bool]) -> Any:
         """The steps of the picture."""
@@ -63,6 +71,16 @@ class Here:
     def painter(self, pipe: Pipeline, session: str) -> Painter:
         """With the pipeline itself."""
         return LivePainter(pipe)
+
+    def depth(self, pipe: Pipeline, plan: Plan, period_s: float) -> int:
+        """By the pace of the pipeline, measured once; 1 where pictures are not computed together at all."""
+        if pipe.batch == 1:
+            return 1
+        if pipe not in self._paces:
+            self._paces[pipe] = wait_for(self.engine, lambda: measured(pipe, budget_s=period_s))
+            self.network.at_once = self._paces[pipe].room(period_s)
+        pace = self._paces[pipe].sized(plan.size)
+        return pace.depth(len(plan.timesteps), period_s, rows=2 if plan.guided else 1)
 
 
 class Away:
@@ -78,3 +96,7 @@ class Away:
     def painter(self, pipe: Pipeline, session: str) -> Painter:
         """One that sends errands."""
         return RemotePainter(pipe.source, session)
+
+    def depth(self, pipe: Pipeline, plan: Plan, period_s: float) -> int:
+        """One: a worker shares calls among its sessions, not among one session's frames."""
+        return 1

@@ -71,8 +71,9 @@ class Room:
             raise BusyError(f"There are {self.sessions} live sessions already. Try again later.", 5.0)
         pipe = await self.studio.pipe_of(hello.model or None)
         fields = seeded(first_fields(pipe.model.family.size_px).patched(hello.values))
-        await asyncio.to_thread(trial, pipe, fields, with_picture=hello.mode != "prompt")
-        seat = Seat(self.studio, pipe, hello, fields)
+        plan = await asyncio.to_thread(trial, pipe, hello, fields)
+        depth = await asyncio.to_thread(self.studio.painting.depth, pipe, plan, 1 / hello.fps)
+        seat = Seat(self.studio, pipe, hello, fields, depth)
         self.seats[seat.id] = seat
         return seat
 

@@ -25,6 +25,7 @@ from fewstep.engine.live_request import LiveRequest
 from fewstep.errors import FewstepError, RequestError
 from fewstep.image import open_image
 from fewstep.pipeline import Pipeline
+from fewstep.plan import Plan
 from fewstep.request import SEED_COUNT, Request
 from fewstep.serve.frames import Kind, Message
 from fewstep.serve.jobs import Studio
@@ -92,7 +93,7 @@ class Second:
 class Seat:
     """See the module. Its methods are called on the server's loop."""
 
-    def __init__(self, studio: Studio, pipe: Pipeline, hello: Hello, fields: LiveRequest) -> None:
+    def __init__(self, studio: Studio, pipe: Pipeline, hello: Hello, fields: LiveRequest, depth: int) -> None:
         self.studio, self.pipe, self.hello, self.fields, self.revision = studio, pipe, hello, fields, 0
         self.id, self.token = secrets.token_urlsafe(12), secrets.token_urlsafe(24)
         self.texts: dict[str, dict[str, Any]] = {}
@@ -107,7 +108,7 @@ class Seat:
         self.viewers: list[asyncio.Future[None]] = []
         self.second = Second()
         self.took_ms: deque[float] = deque(maxlen=REMEMBERED)
-        self._skip_said_s = -math.inf
+        self._skip_said_s, self._skipped = -math.inf, 0
         self._sent: dict[int, float] = {}
         self._next = 0
         self._round_trip_s = math.inf
@@ -126,6 +127,7 @@ class Seat:
             fields,
             owner=f"live {self.id}",
             period_s=1 / hello.fps,
+            depth=depth,
             changes=hello.changes,
             refine=lambda fields: fields.refined(usual) if fields.refine else None,
             moving=painter.moving,
@@ -167,6 +169,7 @@ class Seat:
         if taken:
             return
         self.second.unchanged += 1
+        self._skipped = message.seq
         now = time.monotonic()
         if now - self._skip_said_s >= 1:
             self._skip_said_s = now
@@ -187,12 +190,11 @@ class Seat:
         if revision <= self.revision:
             raise RequestError(f"The parameters' revision {revision} is not above {self.revision}, which came before.")
         fields = seeded(self.fields.patched(patch))
-        effective, warnings = await asyncio.to_thread(
-            trial, self.pipe, fields, with_picture=self.hello.mode != "prompt"
-        )
+        plan = await asyncio.to_thread(trial, self.pipe, self.hello, fields)
+        self.session.depth = await asyncio.to_thread(self.studio.painting.depth, self.pipe, plan, self.session.period_s)
         self.fields, self.revision = fields, revision
         self.session.change(revision, fields)
-        self.say("params_ack", rev=revision, effective=effective, warnings=warnings)
+        self.say("params_ack", rev=revision, effective=effective(fields, plan), warnings=list(plan.notes))
 
     def acknowledged(self, seq: int) -> None:
         """Output `seq` (0: the welcome) was received: how long that took is how far away the client is."""
@@ -234,7 +236,7 @@ class Seat:
         figures |= {"p50_ms": _at(took, 0.5), "p95_ms": _at(took, 0.95)}
         figures |= {"call_ms": 1e3 * self.studio.engine.stats.call_s}
         rounded = {name: round(value, 2) for name, value in figures.items()}
-        self.say("stats", **rounded, dropped=second.dropped, unchanged=second.unchanged)
+        self.say("stats", **rounded, dropped=second.dropped, unchanged=second.unchanged, skipped=self._skipped)
         if position := self.session.position:
             self.say("queue", pos=position, eta_s=round(position * self.studio.engine.stats.call_s, 2))
 
@@ -268,17 +270,18 @@ class Seat:
         self._wake_viewers()
 
 
-def trial(pipe: Pipeline, fields: LiveRequest, *, with_picture: bool) -> tuple[dict[str, Any], list[str]]:
-    """A session's parameters with everything left open filled in, and what has no effect; nothing is painted.
-
-    Raises FewstepError for what cannot be done.
-    """
+def trial(pipe: Pipeline, hello: Hello, fields: LiveRequest) -> Plan:
+    """The plan of a session's frames; nothing is painted. Raises FewstepError for what cannot be done."""
     side = pipe.model.family.size_px
     size = fields.request.width or side, fields.request.height or side
-    plan = pipe.plan(fields.of(Image.new("RGB", size) if with_picture else None))
+    return pipe.plan(fields.of(None if hello.mode == "prompt" else Image.new("RGB", size)))
+
+
+def effective(fields: LiveRequest, plan: Plan) -> dict[str, Any]:
+    """A session's parameters with everything left open filled in."""
     chosen = {"steps": len(plan.timesteps), "guidance": plan.guidance, "sampler": plan.sampler.name}
     chosen |= {"schedule": plan.table, "strength": plan.strength, "width": plan.size[0], "height": plan.size[1]}
-    return fields.values() | chosen, list(plan.notes)
+    return fields.values() | chosen
 
 
 def first_fields(size_px: int) -> LiveRequest:
