@@ -190,6 +190,19 @@ def test_nothing_is_painted_while_paused(client):
     assert client.output().source_seq == 1
 
 
+def test_a_session_that_moves_by_itself_stands_still_while_paused(server):
+    client = Client(server, values=VALUES | {"noise": "walk", "noise_speed": 0.5})
+    client.frame(colour("red"))
+    client.output()
+    client.output()
+    client.say("pause", on=True)
+    client.until("stats")
+    count = len(client.outputs)
+    client.until("stats")
+    assert len(client.outputs) <= count + 1  # one may have been in the making
+    client.close()
+
+
 def test_the_resume_token_brings_parameters_and_seed_back(server):
     client = Client(server)
     client.say("params", rev=2, patch={"prompt": "a boat"})

@@ -163,6 +163,7 @@ class Socket:
             await self._params(_whole(body, "rev"), body.get("patch"))
         elif kind == "pause":
             seat.paused = bool(body.get("on"))
+            seat.session.pause(on=seat.paused)
             seat.arrived.set()
         elif kind == "snapshot":
             await self._snapshot()
