@@ -127,6 +127,33 @@ def test_a_job_that_waits_too_long_is_answered_503(studio, gate, http, pool):
     assert first.result().status_code == 200  # it began in time
 
 
+def test_a_stream_that_cannot_begin_has_a_status(studio, gate, http, pool):
+    first = pool.submit(paint, http)
+    wait_until(lambda: studio.current and studio.current.began_s)
+    stream = {**GENERATION, "stream": True}
+    studio.engine.waiting, usual = 0, studio.engine.waiting
+    full = http.post("/v1/images/generations", json=stream)
+    assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
+    assert full.json()["error"]["type"] == "rate_limit_error"
+    studio.engine.waiting, studio.patience_s = usual, 0.05
+    late = http.post("/v1/images/generations", json=stream)
+    assert late.status_code == 503 and "waited" in late.json()["error"]["message"]
+    gate.set()
+    assert first.result().status_code == 200 and not studio.active
+
+
+@pytest.mark.parametrize("path", ["/sdapi/v1/txt2img", "/v1/images/generations"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_ours_is_500_without_its_words(studio, http, monkeypatch, path, stream):
+    monkeypatch.setattr(studio.engine.network, "answer", lambda asks: {}["somewhere/else.py"])
+    body = ORDER if "sdapi" in path else {**GENERATION, "stream": stream}
+    answer = http.post(path, json=body)
+    assert answer.status_code == 500 and "log" in answer.text and "somewhere" not in answer.text
+    assert set(answer.json()) == ({"detail"} if "sdapi" in path else {"error"})
+    monkeypatch.undo()
+    assert http.post(path, json=body).status_code == 200 and not studio.active
+
+
 def test_owners_take_turns_however_much_one_asks(studio, gate):
     ended = []
 
@@ -199,7 +226,7 @@ def test_an_engine_that_ends_answers_503(studio, gate):
         order = await studio.open(Request("a cat", steps=2, width=64, height=64), owner="me")
         asyncio.get_running_loop().call_later(0.1, lambda: threading.Thread(target=studio.close).start())
         asyncio.get_running_loop().call_later(0.2, gate.set)
-        await studio.pictures(order)
+        await studio.pictures(order, gone=asyncio.Event().wait())
 
     with pytest.raises(LeavingError):
         asyncio.run(ask())

@@ -223,7 +223,7 @@ def test_a_job_runs_on_the_pipe_it_was_planned_with(many):
         order = await studio.open(Request("a cat", steps=2, seed=1, width=64, height=64), owner="me", pipe=pipe)
         await studio.models.unload()
         again = await studio.pipe_of("two")
-        return pipe, again, await studio.pictures(order)
+        return pipe, again, await studio.pictures(order, gone=asyncio.Event().wait())
 
     pipe, again, pictures = asyncio.run(paint())
     assert again is not pipe and pictures[0].info["parameters"].count("Model: two") == 1

@@ -22,6 +22,11 @@ def say(event: str, **facts: Any) -> None:
     _LOG.info(event, extra={"facts": {name: value for name, value in facts.items() if value is not None}})
 
 
+def fault(what: str, error: BaseException) -> None:
+    """A line with the error's trace."""
+    _LOG.error(what, exc_info=error)
+
+
 def begin(form: str) -> None:
     """Write lines to stderr, in one of `FORMS`."""
     lines = logging.StreamHandler(sys.stderr)
