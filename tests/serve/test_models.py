@@ -118,7 +118,7 @@ def test_the_one_whose_use_is_longest_ago_leaves_and_none_in_use(made):
             await made.pipe_of(name)
 
     sizes = {entry.name: entry.size for entry in made.list()}
-    made.budget = sum(sizes.values()) - 1  # one too many
+    made.budget, made.wait_s = sum(sizes.values()) - 1, 0.01  # one too many
     asyncio.run(ask("two", "quick", "two", "two (more)"))
     assert loaded() == {"two", "two (more)"}
     two = made.entries["two"].pipe
@@ -132,6 +132,21 @@ def test_the_one_whose_use_is_longest_ago_leaves_and_none_in_use(made):
     made.budget = made.first.size + 1
     with pytest.raises(RequestError, match="more --memory"):
         asyncio.run(ask("quick"))
+
+
+def test_who_asks_while_others_are_in_use_waits_for_their_memory(made):
+    made.budget = made.first.size + made.entries["two"].size
+
+    async def ask():
+        two = await made.pipe_of("two")
+        with made.holding(two):
+            waiting = asyncio.create_task(made.pipe_of("two (more)"))
+            await asyncio.sleep(0.1)
+            assert await made.pipe_of("two") is two and not waiting.done()  # what is loaded waits for nobody
+        return await waiting
+
+    assert asyncio.run(ask()) is made.entries["two (more)"].pipe
+    assert made.entries["two"].pipe is None
 
 
 def test_what_cannot_be_loaded_says_no_path(made, shelf, tmp_path):
