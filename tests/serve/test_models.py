@@ -30,12 +30,12 @@ def shelf(tmp_path_factory):
     """A folder with a file, a model folder, one more below, and what is no model."""
     root = tmp_path_factory.mktemp("models")
     save_single(load_stored(tiny_folder("sd2")), root / "two.safetensors")
-    shutil.copytree(tiny_folder("lcm"), root / "quick")
+    shutil.copytree(tiny_folder("sd15"), root / "quick")
     (root / "more").mkdir()
     shutil.copy(root / "two.safetensors", root / "more" / "two.safetensors")
     (root / "broken.safetensors").write_bytes(b"no")
     (root / "old.ckpt").write_bytes(b"pickle")
-    save_single(load_stored(tiny_folder("sd15")), root / ".hidden.safetensors")
+    shutil.copy(root / "two.safetensors", root / ".hidden.safetensors")
     return root
 
 
