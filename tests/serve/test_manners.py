@@ -306,6 +306,7 @@ def test_metrics_count(own):
         for steps, status in ((2, 200), (2, 200), (0, 400)):
             assert paint(http, steps=steps).status_code == status
         http.get("/nothing")
+        assert http.request("BREW", "/nothing").status_code == 404
         lines = http.get("/metrics").text.splitlines()
     found = dict(line.rsplit(" ", 1) for line in lines if line[0] != "#")
     assert float(found['fewstep_jobs_total{outcome="done"}']) == 2 == float(found["fewstep_pictures_total"])
@@ -314,6 +315,8 @@ def test_metrics_count(own):
     assert float(found[f'fewstep_requests_total{{{route},status="200"}}']) == 2
     assert float(found[f'fewstep_requests_total{{{route},status="400"}}']) == 1
     assert float(found['fewstep_requests_total{method="GET",route="other",status="404"}']) == 1
+    assert float(found['fewstep_requests_total{method="other",route="other",status="404"}']) == 1
+    assert not any("BREW" in name or "nothing" in name for name in found)
     assert float(found['fewstep_job_seconds_bucket{le="+Inf"}']) == 2 == float(found["fewstep_job_seconds_count"])
     assert float(found["fewstep_models_bytes"]) == own.models.first.size > 0
 

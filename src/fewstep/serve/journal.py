@@ -14,6 +14,9 @@ from typing import Any
 from fewstep.serve.security import App, Message, Receive, Scope, Send
 
 FORMS = ("json", "plain")
+PATH_LIMIT = 300
+"""Characters of a path that are written down."""
+
 _LOG = logging.getLogger("fewstep.serve")
 
 
@@ -90,4 +93,4 @@ class Journal:
             method = scope["method"] if scope["type"] == "http" else "SOCKET"
             client = (scope.get("client") or ("", 0))[0]
             ms = round((time.monotonic() - began) * 1000, 1)
-            say("request", method=method, path=scope["path"], client=client, ms=ms, **found)
+            say("request", method=method, path=scope["path"][:PATH_LIMIT], client=client, ms=ms, **found)
