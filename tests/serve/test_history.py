@@ -32,7 +32,7 @@ def painted(pipe):
         for number, prompt in enumerate(("a red apple", "a Red cat, 50% off", "Äpfel und cats", "")):
             request = Request(prompt, steps=1, seed=number, width=64, height=64, count=1 + (number == 1))
             orders[prompt] = await studio.open(request, owner="me")
-            await studio.pictures(orders[prompt])
+            await studio.pictures(orders[prompt], gone=asyncio.Event().wait())
         studio.close()
         return [*orders.values()]
 

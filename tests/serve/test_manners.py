@@ -6,52 +6,63 @@ import logging
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import httpx
 import pytest
 
-from fewstep.pipeline import Pipeline
 from fewstep.request import Request
 from fewstep.serve import journal
 from fewstep.serve.jobs import Studio
 from fewstep.serve.journal import Journal, Lines
 from fewstep.serve.orders import LeavingError
 from tests.serve.running import running, wait_until
-from tests.tiny import tiny_model
 
 ORDER = {"prompt": "a secret cat", "steps": 2, "cfg_scale": 1, "width": 64, "height": 64, "sampler_name": "LCM"}
 GENERATION = {"prompt": "a secret cat", "steps": 2, "size": "64x64"}
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return Pipeline(tiny_model("sd15"))
-
-
-@pytest.fixture
-def studio(pipe):
-    made = Studio(pipe)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def gate(studio, monkeypatch):
+@contextmanager
+def gated(studio):
     """The network answers only while this is set."""
-    opened, answer = threading.Event(), studio.engine.network.answer
+    opened, network = threading.Event(), studio.engine.network
+    answer = network.answer
 
     def waiting(asks):
         assert opened.wait(20)
         return answer(asks)
 
-    monkeypatch.setattr(studio.engine.network, "answer", waiting)
-    yield opened
-    opened.set()
+    network.answer = waiting
+    try:
+        yield opened
+    finally:
+        opened.set()
+        network.answer = answer
 
 
 @pytest.fixture
-def http(studio):
-    with running(studio) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+def gate(studio):
+    with gated(studio) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def http(server):
+    with httpx.Client(base_url=f"http://127.0.0.1:{server}", timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def own(studio):
+    """A studio that may be ended."""
+    made = Studio(studio.pipe)
+    yield made
+    made.close()
+
+
+@contextmanager
+def client_of(studio, **how):
+    with running(studio, **how) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         yield client
 
 
@@ -87,8 +98,8 @@ def send_and_leave(http, path, body):
     ids=["a1111", "openai", "openai stream"],
 )
 def test_a_job_ends_with_its_client(studio, gate, http, pool, path, body):
-    first = pool.submit(paint, http, force_task_id="first")
-    wait_until(lambda: studio.jobs.get("first") and studio.jobs["first"].began_s)
+    first = pool.submit(paint, http)
+    wait_until(lambda: studio.current and studio.current.began_s)
     for _ in send_and_leave(http, path, body):
         wait_until(lambda: len(studio.active) == 2)
     wait_until(lambda: len(studio.active) == 1)  # though it has not begun: the engine is busy with the first
@@ -115,16 +126,49 @@ def test_what_is_remembered_holds_no_pictures(studio, http):
 # ---- those who wait
 
 
-def test_a_job_that_waits_too_long_is_answered_503(studio, gate, http, pool):
-    first = pool.submit(paint, http, force_task_id="first")
-    wait_until(lambda: studio.jobs.get("first") and studio.jobs["first"].began_s)
-    studio.patience_s = 0.05
+def test_a_job_that_waits_too_long_is_answered_503(studio, gate, http, pool, monkeypatch):
+    first = pool.submit(paint, http)
+    wait_until(lambda: studio.current and studio.current.began_s)
+    monkeypatch.setattr(studio, "patience_s", 0.05)
     for path, body in (("/sdapi/v1/txt2img", ORDER), ("/v1/images/generations", GENERATION)):
         late = http.post(path, json=body)
         assert late.status_code == 503 and int(late.headers["retry-after"]) >= 1 and late.headers["x-task-id"]
         assert "waited 0.05 s" in late.text
     gate.set()
     assert first.result().status_code == 200  # it began in time
+
+
+def test_a_stream_that_cannot_begin_has_a_status(studio, gate, http, pool, monkeypatch):
+    first = pool.submit(paint, http)
+    wait_until(lambda: studio.current and studio.current.began_s)
+    stream = {**GENERATION, "stream": True}
+    monkeypatch.setattr(studio.engine, "waiting", 0)
+    full = http.post("/v1/images/generations", json=stream)
+    assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
+    assert full.json()["error"]["type"] == "rate_limit_error"
+    monkeypatch.undo()
+    monkeypatch.setattr(studio, "patience_s", 0.05)
+    late = http.post("/v1/images/generations", json=stream)
+    assert late.status_code == 503 and "waited" in late.json()["error"]["message"]
+    gate.set()
+    assert first.result().status_code == 200 and not studio.active
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/sdapi/v1/txt2img", ORDER),
+        ("/v1/images/generations", GENERATION),
+        ("/v1/images/generations", {**GENERATION, "stream": True}),
+    ],
+)
+def test_a_fault_of_ours_is_500_without_its_words(studio, http, monkeypatch, path, body):
+    monkeypatch.setattr(studio.engine.network, "answer", lambda asks: {}["somewhere/else.py"])
+    answer = http.post(path, json=body)
+    assert answer.status_code == 500 and "log" in answer.text and "somewhere" not in answer.text
+    assert set(answer.json()) == ({"detail"} if "sdapi" in path else {"error"})
+    monkeypatch.undo()
+    assert http.post(path, json=body).status_code == 200 and not studio.active
 
 
 def test_owners_take_turns_however_much_one_asks(studio, gate):
@@ -154,13 +198,12 @@ def test_owners_take_turns_however_much_one_asks(studio, gate):
     )
 
 
-def test_keys_are_owners_where_there_are_several(studio, gate, pool):
-    with running(studio, key=["one", "two"]) as port:
+def test_keys_are_owners_where_there_are_several(own, pool):
+    with client_of(own, key=["one", "two"]) as http, gated(own) as gate:
         heads = [{"authorization": f"Bearer {key}"} for key in ("two", "one", "no")]
-        where = f"http://127.0.0.1:{port}/sdapi/v1/txt2img"
-        sent = [pool.submit(httpx.post, where, json=ORDER, headers=head, timeout=30) for head in heads]
-        wait_until(lambda: len(studio.engine._works) == 2)
-        assert {work.owner for work in studio.engine._works} == {"key 1", "key 2"}
+        sent = [pool.submit(http.post, "/sdapi/v1/txt2img", json=ORDER, headers=head) for head in heads]
+        wait_until(lambda: len(own.engine._works) == 2)
+        assert {work.owner for work in own.engine._works} == {"key 1", "key 2"}
         gate.set()
         assert [one.result().status_code for one in sent] == [200, 200, 401]
 
@@ -168,40 +211,40 @@ def test_keys_are_owners_where_there_are_several(studio, gate, pool):
 # ---- the end
 
 
-def test_told_to_leave_it_ends_what_has_begun_and_turns_the_rest_away(studio, gate, http, pool):
-    begun = pool.submit(paint, http, n_iter=2)
-    wait_until(lambda: studio.current and studio.current.began_s)
-    waiting = pool.submit(paint, http)
-    wait_until(lambda: len(studio.active) == 2)
-    leaving = pool.submit(asyncio.run, studio.leave(10))
-    turned = waiting.result()
-    assert turned.status_code == 503 and turned.headers["retry-after"] and "shutting down" in turned.json()["detail"]
-    ready = http.get("/readyz")
-    assert ready.status_code == 503 and http.get("/healthz").status_code == 200
-    assert paint(http).status_code == 503
-    assert http.post("/v1/images/generations", json=GENERATION).json()["error"]["type"] == "server_error"
-    assert not leaving.done()
-    gate.set()
-    assert begun.result().status_code == 200 and len(begun.result().json()["images"]) == 2
-    leaving.result()
+def test_told_to_leave_it_ends_what_has_begun_and_turns_the_rest_away(own, pool):
+    with client_of(own) as http, gated(own) as gate:
+        begun = pool.submit(paint, http, n_iter=2)
+        wait_until(lambda: own.current and own.current.began_s)
+        waiting = pool.submit(paint, http)
+        wait_until(lambda: len(own.active) == 2)
+        leaving = pool.submit(asyncio.run, own.leave(10))
+        turned = waiting.result()
+        assert turned.status_code == 503 and turned.headers["retry-after"] and "shutting down" in turned.text
+        assert http.get("/readyz").status_code == 503 and http.get("/healthz").status_code == 200
+        assert paint(http).status_code == 503
+        assert http.post("/v1/images/generations", json=GENERATION).json()["error"]["type"] == "server_error"
+        assert not leaving.done()
+        gate.set()
+        assert begun.result().status_code == 200 and len(begun.result().json()["images"]) == 2
+        leaving.result()
 
 
-def test_what_does_not_end_in_time_is_turned_away(studio, gate, http, pool):
-    begun = pool.submit(paint, http)
-    wait_until(lambda: studio.current and studio.current.began_s)
-    asyncio.run(studio.leave(0.05))
-    assert begun.result().status_code == 503
-    gate.set()
+def test_what_does_not_end_in_time_is_turned_away(own, pool):
+    with client_of(own) as http, gated(own):
+        begun = pool.submit(paint, http)
+        wait_until(lambda: own.current and own.current.began_s)
+        asyncio.run(own.leave(0.05))
+        assert begun.result().status_code == 503
 
 
-def test_an_engine_that_ends_answers_503(studio, gate):
+def test_an_engine_that_ends_answers_503(own):
     async def ask():
-        order = await studio.open(Request("a cat", steps=2, width=64, height=64), owner="me")
-        asyncio.get_running_loop().call_later(0.1, lambda: threading.Thread(target=studio.close).start())
+        order = await own.open(Request("a cat", steps=2, width=64, height=64), owner="me")
+        asyncio.get_running_loop().call_later(0.1, lambda: threading.Thread(target=own.close).start())
         asyncio.get_running_loop().call_later(0.2, gate.set)
-        await studio.pictures(order)
+        await own.pictures(order, gone=asyncio.Event().wait())
 
-    with pytest.raises(LeavingError):
+    with gated(own) as gate, pytest.raises(LeavingError):
         asyncio.run(ask())
 
 
@@ -219,8 +262,8 @@ def lines(monkeypatch):
     log.removeHandler(listener)
 
 
-def test_one_line_for_each_request_and_job_without_prompts_and_keys(studio, lines):
-    with running(studio, around=Journal, key="s3cret") as port:
+def test_one_line_for_each_request_and_job_without_prompts_and_keys(own, lines):
+    with running(own, around=Journal, key="s3cret") as port:
         base = f"http://127.0.0.1:{port}"
         headers = {"authorization": "Bearer s3cret"}
         answer = httpx.post(f"{base}/sdapi/v1/txt2img?ticket=word", json=ORDER, headers=headers, timeout=30)
@@ -234,11 +277,10 @@ def test_one_line_for_each_request_and_job_without_prompts_and_keys(studio, line
     assert not any(word in json.dumps(lines) for word in ("secret", "s3cret", "wr0ng", "ticket"))
 
 
-def test_prompts_are_written_where_they_are_asked_for(pipe, lines):
-    studio = Studio(pipe, log_prompts=True)
-    with running(studio) as port:
-        bad = {**ORDER, "width": 64, "prompt": "line\nbreak \x1b[31m"}
-        httpx.post(f"http://127.0.0.1:{port}/sdapi/v1/txt2img", json=bad, timeout=30)
+def test_prompts_are_written_where_they_are_asked_for(studio, http, lines, monkeypatch):
+    monkeypatch.setattr(studio, "log_prompts", True)
+    bad = {**ORDER, "prompt": "line\nbreak \x1b[31m"}
+    http.post("/sdapi/v1/txt2img", json=bad)
     assert lines[0]["prompt"] == bad["prompt"]
     record = logging.LogRecord("x", 20, "", 0, "job", None, None)
     record.facts = {"prompt": bad["prompt"]}
@@ -259,20 +301,24 @@ def test_lines_go_to_stderr(capsys):
         log.handlers[:], log.level, log.propagate = before
 
 
-def test_metrics_count(studio, http):
-    paint(http)
-    assert paint(http, steps=0).status_code == 400
-    http.get("/nothing")
-    assert http.post("/sdapi/v1/txt2img", json=ORDER | {"force_task_id": "a\r\nx: y"}).status_code == 200
-    found = dict(line.rsplit(" ", 1) for line in http.get("/metrics").text.splitlines() if line[0] != "#")
+def test_metrics_count(own):
+    with client_of(own) as http:
+        for steps, status in ((2, 200), (2, 200), (0, 400)):
+            assert paint(http, steps=steps).status_code == status
+        http.get("/nothing")
+        assert http.request("BREW", "/nothing").status_code == 404
+        lines = http.get("/metrics").text.splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if line[0] != "#")
     assert float(found['fewstep_jobs_total{outcome="done"}']) == 2 == float(found["fewstep_pictures_total"])
     assert float(found["fewstep_evaluations_total"]) == 4 and float(found["fewstep_jobs_active"]) == 0
     route = 'method="POST",route="/sdapi/v1/txt2img"'
     assert float(found[f'fewstep_requests_total{{{route},status="200"}}']) == 2
     assert float(found[f'fewstep_requests_total{{{route},status="400"}}']) == 1
     assert float(found['fewstep_requests_total{method="GET",route="other",status="404"}']) == 1
+    assert float(found['fewstep_requests_total{method="other",route="other",status="404"}']) == 1
+    assert not any("BREW" in name or "nothing" in name for name in found)
     assert float(found['fewstep_job_seconds_bucket{le="+Inf"}']) == 2 == float(found["fewstep_job_seconds_count"])
-    assert float(found["fewstep_models_bytes"]) == studio.models.first.size > 0
+    assert float(found["fewstep_models_bytes"]) == own.models.first.size > 0
 
 
 @pytest.mark.parametrize("given", ["a\r\nx-evil: 1", "é", "", "a" * 101, 5, None])

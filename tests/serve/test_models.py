@@ -30,12 +30,12 @@ def shelf(tmp_path_factory):
     """A folder with a file, a model folder, one more below, and what is no model."""
     root = tmp_path_factory.mktemp("models")
     save_single(load_stored(tiny_folder("sd2")), root / "two.safetensors")
-    shutil.copytree(tiny_folder("lcm"), root / "quick")
+    shutil.copytree(tiny_folder("sd15"), root / "quick")
     (root / "more").mkdir()
     shutil.copy(root / "two.safetensors", root / "more" / "two.safetensors")
     (root / "broken.safetensors").write_bytes(b"no")
     (root / "old.ckpt").write_bytes(b"pickle")
-    save_single(load_stored(tiny_folder("sd15")), root / ".hidden.safetensors")
+    shutil.copy(root / "two.safetensors", root / ".hidden.safetensors")
     return root
 
 
@@ -118,7 +118,7 @@ def test_the_one_whose_use_is_longest_ago_leaves_and_none_in_use(made):
             await made.pipe_of(name)
 
     sizes = {entry.name: entry.size for entry in made.list()}
-    made.budget = sum(sizes.values()) - 1  # one too many
+    made.budget, made.wait_s = sum(sizes.values()) - 1, 0.01  # one too many
     asyncio.run(ask("two", "quick", "two", "two (more)"))
     assert loaded() == {"two", "two (more)"}
     two = made.entries["two"].pipe
@@ -132,6 +132,21 @@ def test_the_one_whose_use_is_longest_ago_leaves_and_none_in_use(made):
     made.budget = made.first.size + 1
     with pytest.raises(RequestError, match="more --memory"):
         asyncio.run(ask("quick"))
+
+
+def test_who_asks_while_others_are_in_use_waits_for_their_memory(made):
+    made.budget = made.first.size + made.entries["two"].size
+
+    async def ask():
+        two = await made.pipe_of("two")
+        with made.holding(two):
+            waiting = asyncio.create_task(made.pipe_of("two (more)"))
+            await asyncio.sleep(0.1)
+            assert await made.pipe_of("two") is two and not waiting.done()  # what is loaded waits for nobody
+        return await waiting
+
+    assert asyncio.run(ask()) is made.entries["two (more)"].pipe
+    assert made.entries["two"].pipe is None
 
 
 def test_what_cannot_be_loaded_says_no_path(made, shelf, tmp_path):
@@ -223,7 +238,7 @@ def test_a_job_runs_on_the_pipe_it_was_planned_with(many):
         order = await studio.open(Request("a cat", steps=2, seed=1, width=64, height=64), owner="me", pipe=pipe)
         await studio.models.unload()
         again = await studio.pipe_of("two")
-        return pipe, again, await studio.pictures(order)
+        return pipe, again, await studio.pictures(order, gone=asyncio.Event().wait())
 
     pipe, again, pictures = asyncio.run(paint())
     assert again is not pipe and pictures[0].info["parameters"].count("Model: two") == 1

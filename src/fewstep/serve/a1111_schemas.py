@@ -13,6 +13,7 @@ from fewstep.serve.a1111_orders import NAMES, SECOND
 Values = dict[str, Any]
 _PICTURE = "a PNG, JPEG or WebP in base64, with or without a data: prefix"
 _OTHERS: Values = {
+    "hr_upscaler": {"type": "string", "description": "second pass: one of /upscalers or /latent-upscale-modes"},
     "sampler_name": {"type": "string", "description": "A1111's name, joined ones too; also as sampler_index"},
     "scheduler": {"type": "string", "description": "A1111's name of the schedule type", "default": "automatic"},
     "batch_size": {"type": "integer", "description": "pictures; n_iter times as many", "default": 1},

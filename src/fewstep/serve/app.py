@@ -41,6 +41,7 @@ def application(studio: Studio) -> FastAPI:
     page.mount(app)
     app.add_exception_handler(FewstepError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _faulty)
 
     @app.get("/healthz")
     async def health() -> dict[str, str]:
@@ -76,6 +77,10 @@ async def _invalid(http: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "body")
     return _said(http, 400 if http.url.path.startswith("/v1/") else 422, f"{place or 'The body'}: {first['msg']}.")
+
+
+async def _faulty(http: Request, error: Exception) -> JSONResponse:
+    return _said(http, 500, "Something went wrong here; the server's log says what.")
 
 
 def _said(http: Request, status: int, sentence: str) -> JSONResponse:

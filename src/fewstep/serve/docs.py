@@ -5,6 +5,7 @@ FastAPI's own page takes its scripts from another site, which the content policy
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any
@@ -60,7 +61,7 @@ def describe(app: FastAPI) -> None:
 
     @routes.get("/docs", response_class=HTMLResponse)
     async def docs() -> HTMLResponse:
-        return HTMLResponse(page(document()))
+        return HTMLResponse(await asyncio.to_thread(lambda: page(document())))
 
     @routes.get("/docs.css")
     async def style() -> Response:

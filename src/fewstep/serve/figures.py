@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fewstep.serve.jobs import Studio
 
 disable_created_metrics()  # when each series began is of no use here
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
@@ -42,7 +43,8 @@ class Figures:
         self._took.observe(took_s)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request is answered; `route` is a path of ours, not the client's."""
+        """A request is answered; `route` is a path of ours: no label is anything that a client says."""
+        method = method if method in METHODS else "other"
         self._requests.labels(method, route, str(status)).inc()
         self._answered.labels(route).observe(seconds)
 

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -24,9 +24,9 @@ from fewstep.request import Request
 from fewstep.sampling.sampler import evaluations
 from fewstep.serve.figures import Figures
 from fewstep.serve.history import History
-from fewstep.serve.journal import say
+from fewstep.serve.journal import fault, say
 from fewstep.serve.models import Models
-from fewstep.serve.orders import OUTCOMES, Job, LateError, LeavingError, Order, Painted, Stepped
+from fewstep.serve.orders import OUTCOMES, FaultError, Job, LateError, LeavingError, Order, Painted, Stepped
 from fewstep.serve.turns import Turns
 
 PATIENCE_S = 600.0
@@ -108,12 +108,6 @@ class Studio:
         job.cancelled = True
         job.give_up(CancelledError("The job was cancelled."))
 
-    def _cancel_rest(self, job: Job) -> None:
-        """End the works of a job that are still there; those that are done stay done."""
-        for work in job.works:
-            self.engine.cancel(work)
-        job.works.clear()
-
     async def open(
         self, request: Request, *, owner: str, pipe: Pipeline | None = None, job_id: str | None = None
     ) -> Order:
@@ -147,7 +141,7 @@ class Studio:
         self._remember(job)
         job.give_up = told.put_nowait
         late = loop.call_later(self.patience_s, self._late, job)
-        ended: BaseException | None = None
+        ended: FewstepError | None = None
         try:
             with self.models.holding(order.pipe):
                 self._submit(order, tell, wanted)
@@ -159,45 +153,54 @@ class Studio:
                         order.pictures[event.index] = event.picture
                     yield event
         except Exception as error:  # noqa: BLE001 - it is raised again, once it is written down
-            turned = self.leaving and isinstance(error, CancelledError) and not job.cancelled
-            ended = LeavingError() if turned else error
+            ended = self._told(job, error)
             raise ended from None
         finally:
             late.cancel()
             self._end(order, ended)
 
     async def pictures(
-        self,
-        order: Order,
-        *,
-        wanted: Callable[[int, int], bool] | None = None,
-        gone: Awaitable[None] | None = None,
+        self, order: Order, *, gone: Awaitable[None], wanted: Callable[[int, int], bool] | None = None
     ) -> list[Picture]:
         """All pictures of an order; those that were done when it was interrupted. It is given up when `gone` ends."""
-        leaving = None if gone is None else asyncio.ensure_future(gone)
-        if leaving is not None:
-            leaving.add_done_callback(lambda ended: None if ended.cancelled() else self.cancel(order.job))
         try:
-            async with aclosing(self.run(order, wanted=wanted)) as events:
+            async with self.while_there(order, gone), aclosing(self.run(order, wanted=wanted)) as events:
                 async for _ in events:
                     pass
         except CancelledError:
             if not order.job.cancelled:
                 raise
-        finally:
-            if leaving is not None:
-                leaving.cancel()
-                await asyncio.gather(leaving, return_exceptions=True)
         return order.painted
 
-    def _end(self, order: Order, error: BaseException | None) -> None:
+    @asynccontextmanager
+    async def while_there(self, order: Order, gone: Awaitable[None]) -> AsyncGenerator[None, None]:
+        """As long as this lasts, the order is given up when `gone` ends: its client has left."""
+        leaving = asyncio.ensure_future(gone)
+        leaving.add_done_callback(lambda ended: None if ended.cancelled() else self.cancel(order.job))
+        try:
+            yield
+        finally:
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+
+    def _told(self, job: Job, error: Exception) -> FewstepError:
+        """What a client hears of it."""
+        if self.leaving and isinstance(error, CancelledError) and not job.cancelled:
+            return LeavingError()
+        if isinstance(error, FewstepError):
+            return error
+        fault(f"job {job.id} failed", error)
+        return FaultError()
+
+    def _end(self, order: Order, error: FewstepError | None) -> None:
         """Whatever came of it: its rest is given up, and it is told of. Without an error its client has left."""
         job, now = order.job, time.monotonic()
-        job.active, job.preview = False, None
-        self._cancel_rest(job)
+        for work in job.works:  # those that are done stay done
+            self.engine.cancel(work)
+        job.end()
         for place in order.places:
             self._turns.leave(order.owner, place)
-        job.error = str(error) if isinstance(error, FewstepError) else "It failed." if error else ""
+        job.error = "" if error is None else str(error)
         if self.history is not None:
             self.history.keep(order)
         outcome = "cancelled" if error is None else OUTCOMES.get(type(error), "failed")

@@ -14,12 +14,20 @@ from typing import Any
 from fewstep.serve.security import App, Message, Receive, Scope, Send
 
 FORMS = ("json", "plain")
+PATH_LIMIT = 300
+"""Characters of a path that are written down."""
+
 _LOG = logging.getLogger("fewstep.serve")
 
 
 def say(event: str, **facts: Any) -> None:
     """One line; facts that are None are left out."""
     _LOG.info(event, extra={"facts": {name: value for name, value in facts.items() if value is not None}})
+
+
+def fault(what: str, error: BaseException) -> None:
+    """A line with the error's trace."""
+    _LOG.error(what, exc_info=error)
 
 
 def begin(form: str) -> None:
@@ -85,4 +93,4 @@ class Journal:
             method = scope["method"] if scope["type"] == "http" else "SOCKET"
             client = (scope.get("client") or ("", 0))[0]
             ms = round((time.monotonic() - began) * 1000, 1)
-            say("request", method=method, path=scope["path"], client=client, ms=ms, **found)
+            say("request", method=method, path=scope["path"][:PATH_LIMIT], client=client, ms=ms, **found)

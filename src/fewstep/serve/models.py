@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from fewstep.serve.journal import say
 
 SHARE = 0.5
 """Of the memory that is free at the start: what models may take besides the first one."""
+
+WAIT_S, POLL_S = 30.0, 0.05
+"""How long a request waits for the memory of models that are in use, and how often it looks."""
 
 _PARTS = {"unet", "vae", "text_encoder"}
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
@@ -91,6 +95,7 @@ class Models:
         free = 0 if budget is not None or folder is None else free_bytes(first.model.device)
         self.budget = self.first.size + int(SHARE * free) if budget is None else budget
         self.entries: dict[str, Entry] = {self.first.name: self.first}
+        self.wait_s = WAIT_S
         self._uses = itertools.count(1)
         self._loading = asyncio.Lock()
         self._hashing = threading.Lock()
@@ -145,11 +150,12 @@ class Models:
             UnknownModelError, NoRoomError, CheckpointError, RequestError: it cannot be had.
         """
         entry = self.first if name is None else await self.find(name)
-        async with self._loading:
-            if entry.pipe is None:
-                self._make_room(entry)
-                entry.pipe = await asyncio.to_thread(self._opened, entry)
-                entry.size = max(entry.size, bytes_of(entry.pipe))
+        if entry.pipe is None:
+            async with self._loading:
+                if entry.pipe is None:
+                    await self._room_for(entry)
+                    entry.pipe = await asyncio.to_thread(self._opened, entry)
+                    entry.size = max(entry.size, bytes_of(entry.pipe))
         entry.used = next(self._uses)
         return entry.pipe
 
@@ -177,17 +183,23 @@ class Models:
         idle = [entry for entry in self.loaded if not entry.holders and entry is not self.first]
         return sorted(idle, key=lambda entry: entry.used)
 
-    def _make_room(self, entry: Entry) -> None:
+    async def _room_for(self, entry: Entry) -> None:
+        """Let idle models leave, and wait a while for those that are in use."""
         if self.first.size + entry.size > self.budget:
-            gigabytes = (
-                f"{(self.first.size + entry.size) / 1e9:.2g} GB with the first model, of {self.budget / 1e9:.2g}"
-            )
-            raise RequestError(f"The model '{entry.name}' takes {gigabytes}. Start the server with more --memory.")
+            need, have = (f"{size / 1e9:.3g} GB" for size in (self.first.size + entry.size, self.budget))
+            text = f"The model '{entry.name}' and the first one take {need}, but models may take {have}."
+            raise RequestError(f"{text} Start the server with more --memory.")
+        until = time.monotonic() + self.wait_s
+        while not self._made_room(entry.size):
+            if time.monotonic() > until:
+                raise NoRoomError(f"There is no memory for '{entry.name}' while other models are in use. Try again.")
+            await asyncio.sleep(POLL_S)
+
+    def _made_room(self, size: int) -> bool:
         for idle in self._idle():
-            if self._taken() + entry.size > self.budget:
+            if self._taken() + size > self.budget:
                 idle.pipe = None
-        if self._taken() + entry.size > self.budget:
-            raise NoRoomError(f"There is no memory for '{entry.name}' while other models are in use. Try again soon.")
+        return self._taken() + size <= self.budget
 
     def _taken(self) -> int:
         return sum(entry.size for entry in self.loaded)

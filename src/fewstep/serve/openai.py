@@ -10,8 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, UploadFile
@@ -20,13 +19,13 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from fewstep import request as asked
-from fewstep.errors import RequestError
+from fewstep.errors import FewstepError, RequestError
 from fewstep.infotext import Picture
 from fewstep.pipeline import Pipeline
 from fewstep.serve.jobs import Studio
 from fewstep.serve.models import Entry, UnknownModelError
 from fewstep.serve.orders import Order, Painted, Stepped
-from fewstep.serve.security import gone, owner_of
+from fewstep.serve.security import Receive, Scope, Send, gone, owner_of
 from fewstep.serve.uploads import from_bytes, to_base64
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
@@ -225,8 +224,7 @@ async def _answer(studio: Studio, http: Request, body: dict[str, Any], pictures:
     http.state.task = order.job.id
     how = _Written(kind, body.get("output_compression"), order)
     if body.get("stream"):
-        streamed = _events(studio, order, how, event, body.get("partial_images", 0))
-        return StreamingResponse(streamed, media_type="text/event-stream")
+        return await _stream(studio, order, how, http, event, body.get("partial_images", 0))
     painted = await studio.pictures(order, gone=gone(http))
     return {
         "created": int(time.time()),
@@ -258,26 +256,57 @@ class _Written:
         }
 
 
-async def _events(studio: Studio, order: Order, how: _Written, event: str, partials: int) -> AsyncIterator[str]:
-    """`event: image_generation.partial_image` for as many previews as were asked for, then `.completed` each."""
-    sent: dict[int, int] = {}
+async def _stream(
+    studio: Studio, order: Order, how: _Written, http: Request, event: str, partials: int
+) -> StreamingResponse:
+    """The pictures as they come. The answer begins with the first evaluation: until then errors have a status."""
 
     def wanted(step: int, steps: int) -> bool:
         """The last steps before the end, evenly."""
-        marks = {round((number + 1) * steps / (partials + 1)) for number in range(partials)}
-        return step in marks
+        return step in {round((number + 1) * steps / (partials + 1)) for number in range(partials)}
 
+    painting = studio.run(order, wanted=wanted if partials else None)
+    async with studio.while_there(order, gone(http)):
+        first = await anext(painting)
+    return _Streamed(_events(first, painting, how, event), painting)
+
+
+class _Streamed(StreamingResponse):
+    """Events, which end what they come from, also where nobody begins to read."""
+
+    def __init__(self, events: AsyncIterator[str], source: AsyncGenerator[Any, None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self.source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self.source.aclose()
+
+
+async def _events(
+    first: Stepped | Painted, rest: AsyncIterator[Stepped | Painted], how: _Written, event: str
+) -> AsyncIterator[str]:
+    """`event: image_generation.partial_image` for as many previews as were asked for, then `.completed` each."""
+    sent: dict[int, int] = {}
     try:
-        async with aclosing(studio.run(order, wanted=wanted if partials else None)) as events:
-            async for one in events:
-                if isinstance(one, Stepped) and one.preview is not None:
-                    number = sent[one.index] = sent.get(one.index, -1) + 1
-                    more = {"partial_image_index": number}
-                    yield await asyncio.to_thread(_event, f"{event}.partial_image", how, one.preview, more)
-                elif isinstance(one, Painted):
-                    yield await asyncio.to_thread(_event, f"{event}.completed", how, one.picture, {})
-    except Exception as error:  # noqa: BLE001 - the answer has begun: what went wrong can only be one more event
-        yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': {'message': str(error)[:300]}})}\n\n"
+        async for one in _again(first, rest):
+            if isinstance(one, Stepped) and one.preview is not None:
+                number = sent[one.index] = sent.get(one.index, -1) + 1
+                more = {"partial_image_index": number}
+                yield await asyncio.to_thread(_event, f"{event}.partial_image", how, one.preview, more)
+            elif isinstance(one, Painted):
+                yield await asyncio.to_thread(_event, f"{event}.completed", how, one.picture, {})
+    except FewstepError as error:  # the answer has begun: what went wrong can only be one more event
+        yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': {'message': str(error)}})}\n\n"
+
+
+async def _again(first: Stepped | Painted, rest: AsyncIterator[Stepped | Painted]) -> AsyncIterator[Stepped | Painted]:
+    yield first
+    async for one in rest:
+        yield one
 
 
 def _event(name: str, how: _Written, picture: Picture, more: dict[str, Any]) -> str:

@@ -23,6 +23,15 @@ class LateError(FewstepError):
         self.retry_after_s = retry_after_s
 
 
+class FaultError(FewstepError):
+    """A fault of ours, or of the machine; what it was stands in the log."""
+
+    http_status = 500
+
+    def __init__(self) -> None:
+        super().__init__("The picture could not be painted: a fault of the server, whose log says more.")
+
+
 class LeavingError(FewstepError):
     """The server is shutting down."""
 
@@ -55,6 +64,10 @@ class Painted:
     picture: Picture
 
 
+def _nobody(error: FewstepError) -> None:
+    """Nobody paints it."""
+
+
 @dataclass
 class Job:
     """How far a request is, for those who watch; it is remembered for a while. `done` of `total` evaluations of `count`
@@ -73,7 +86,12 @@ class Job:
     cancelled: bool = False
     error: str = ""
     works: list[Work] = field(default_factory=list)
-    give_up: Callable[[FewstepError], None] = field(default=lambda error: None, repr=False)
+    give_up: Callable[[FewstepError], None] = field(default=_nobody, repr=False)
+
+    def end(self) -> None:
+        """It is over: what it needed is let go."""
+        self.active, self.preview, self.give_up = False, None, _nobody
+        self.works.clear()
 
     @property
     def progress(self) -> float:
