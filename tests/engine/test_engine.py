@@ -214,3 +214,32 @@ def test_closing_tells_everybody():
     assert all(isinstance(error, CancelledError) for error in ends.wait(3).values())
     with pytest.raises(RuntimeError, match="closed"):
         ours.submit(work(ends, "late", 1))
+
+
+def test_a_stream_of_urgent_works_does_not_keep_an_old_one_waiting_for_ever():
+    now, order, done = [0.0], [], threading.Event()
+
+    class Clocked(Squares):
+        def answer(self, asks):
+            now[0] += 0.5
+            return super().answer(asks)
+
+    engine = LocalEngine(Clocked(room=1), clock=lambda: now[0])
+
+    def frame(left):
+        def ended(result, error):
+            order.append("live")
+            if left and not done.is_set():
+                frame(left - 1)
+
+        engine.submit(Work(steps(2, key="live"), "live", now[0], ended))
+
+    def ended(result, error):
+        order.append("job")
+        done.set()
+
+    engine.submit(Work(steps(1, 2, 3, 4), "me", 1e9, ended))
+    frame(200)
+    assert done.wait(10)
+    engine.close()
+    assert 8 <= order.index("job") <= 24

@@ -18,6 +18,11 @@ WAITING = 64
 """Works that may wait before others are turned away."""
 
 
+LATE_EVERY, LATE_S = 4, 1.0
+"""Every so many calls the next is for works that are here for longer than this, whatever is more urgent: frames of a
+live session, which are never so old, do not keep everybody else waiting for ever."""
+
+
 class LocalEngine:
     """See the module. `clock` is for tests; `waiting` the limit of works that have not begun."""
 
@@ -42,6 +47,7 @@ class LocalEngine:
                 self.stats.turned_away += 1
                 seconds = max(1.0, round(self.stats.call_s * 4 * waiting, 1))
                 raise BusyError(f"{waiting} pictures are waiting already. Try again in {seconds:g} s.", seconds)
+            work.since_s = self.clock()
             self._works.append(work)
             self._condition.notify()
 
@@ -86,13 +92,18 @@ class LocalEngine:
     def _tick(self) -> None:
         """Drop what was cancelled, begin what is next, answer one call's asks."""
         with self._condition:
-            works = sorted(self._works, key=lambda work: work.deadline_s)
+            works = sorted(self._works, key=self._order())
         for work in [work for work in works if work.cancelled]:
             self._end(work, CancelledError("The picture was cancelled."))
         self._begin([work for work in works if not work.cancelled])
         ready = [work for work in works if work.ask is not None and not work.cancelled]
-        if chosen := pick(ready, self.network.room):
+        if chosen := pick(ready, self.network.room, ready[0] if ready else None):
             self._answer(chosen)
+
+    def _order(self) -> Callable[[Work], tuple[bool, float]]:
+        """The most urgent first; every so often the most urgent of those that are here for long."""
+        late, now = self.stats.ticks % LATE_EVERY == LATE_EVERY - 1, self.clock()
+        return lambda work: (late and now - work.since_s <= LATE_S, work.deadline_s)
 
     def _begin(self, works: list[Work]) -> None:
         """The most urgent work at once, others a few at a time: what has begun holds memory."""

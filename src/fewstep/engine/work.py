@@ -56,7 +56,7 @@ class Work:
 
     `begin` makes the generator, on the engine's thread, when the work is first looked at. `owner` is whom it is for:
     owners take turns. `deadline_s` is on the engine's clock. `ended` is called once, on the engine's thread, with the
-    result or with what went wrong. `number` is its own where it was sent away.
+    result or with what went wrong. `number` is its own where it was sent away, `since_s` when the engine took it in.
     """
 
     begin: Callable[[], Any]
@@ -67,6 +67,7 @@ class Work:
     ask: Ask | None = None
     steps: Steps | None = field(default=None, repr=False)
     number: int | None = None
+    since_s: float = 0.0
 
     @property
     def started(self) -> bool:
