@@ -86,7 +86,8 @@ class Door:
         headers = {"authorization": f"Bearer {given}"}
         if self._unknown({**scope, "path": ""}, headers) is not None:
             return None
-        return f"{COOKIE}={self.key or ''}; HttpOnly; SameSite=Strict; Path=/"
+        cookie = SimpleCookie({COOKIE: self.key or ""})[COOKIE]  # quotes what a header cannot hold as it is
+        return f"{cookie.OutputString()}; HttpOnly; SameSite=Strict; Path=/"
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str] | None:
         if _name(headers.get("host", "")) not in self.hosts:

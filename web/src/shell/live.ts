@@ -134,11 +134,17 @@ function heard(message: ServerMessage): void {
   if (message.type === "params_ack") message.warnings.forEach((warning) => page.say(warning));
   if (message.type === "skip" && message.seq >= lastSeq) lastSeq = 0;
   if (message.type === "stats" && message.unchanged > 0 && message.fps_out === 0) lastSeq = 0;
-  if (message.type === "error" && message.code !== "busy") page.say(message.message, true);
+  if (message.type === "error" && message.code !== "busy" && !onlyRefining(message)) page.say(message.message, true);
   if (message.type === "snapshot") {
     const kept = { picture: server.pngOf(message.png), infotext: message.infotext };
     snapshotWanted.splice(0).forEach((give) => give(kept));
   }
+}
+
+/** Whether it says that a picture which stands already could not be made better: nobody asked for that. */
+function onlyRefining(message: { code: string; rev?: number; seq?: number }): boolean {
+  const stands = shown !== null && (shown.flags & Flag.final) !== 0;
+  return message.code === "painting" && stands && message.seq === shown?.sourceSeq && message.rev === shown?.revision;
 }
 
 /** The last picture as the server has it, with its settings. */

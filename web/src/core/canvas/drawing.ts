@@ -284,10 +284,11 @@ export class Drawing {
 
   /** Looked at once for every change: reading pixels is dear. */
   private empty(sheet: Sheet): boolean {
+    const version = sheet === this.mask ? this.maskVersion : this.version;
     const known = this.empties.get(sheet);
-    if (known?.version === this.version) return known.blank;
+    if (known?.version === version) return known.blank;
     const blank = sheet.blank;
-    this.empties.set(sheet, { version: this.version, blank });
+    this.empties.set(sheet, { version, blank });
     return blank;
   }
 
