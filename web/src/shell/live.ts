@@ -14,6 +14,9 @@ import * as page from "./state";
 
 const SMALL_PX = 256;
 const ALL_KEPT = 4096;
+const FPS = 30;
+/** Timers and screens are not exact: a frame may come this much early. */
+const SLACK_MS = 4;
 
 const encoder = new Encoder();
 const [sending, showing] = [new Rate(), new Rate()];
@@ -25,6 +28,7 @@ let lastChange = 0;
 let newest: Picture | null = null;
 let shown: Picture | null = null;
 let [showBusy, sendBusy] = [false, false];
+let sentAt = 0;
 let blankStrength = false;
 let maskSent = false;
 export let output: HTMLCanvasElement | null = null;
@@ -38,7 +42,7 @@ export const connection = new Connection(
       address.protocol = address.protocol.replace("http", "ws");
       return new WebSocket(address, protocol) as unknown as Wire;
     },
-    hello: () => ({ mode: page.MODES[page.input.value], w: page.size.value.width, h: page.size.value.height, fps: 30 }),
+    hello: () => ({ mode: page.MODES[page.input.value], w: page.size.value.width, h: page.size.value.height, fps: FPS }),
     values: asked,
     later: (run, ms) => {
       const timer = setTimeout(run, ms);
@@ -207,7 +211,8 @@ function tick(): void {
   requestAnimationFrame(tick);
   const now = performance.now();
   const waiting = wanted(now);
-  if (waiting && connection.free && encoder.idle && !sendBusy && !page.paused.value && !document.hidden) void send();
+  const rested = now - sentAt >= 1000 / FPS - SLACK_MS;
+  if (waiting && rested && connection.free && encoder.idle && !sendBusy && !page.paused.value && !document.hidden) void send();
   figure(now, waiting);
 }
 
@@ -244,6 +249,7 @@ async function send(): Promise<void> {
   sentVersion = page.drawing.value?.version ?? -1;
   since = null;
   sendBusy = true;
+  sentAt = performance.now();
   try {
     leaveBlank();
     if (page.input.value === "draw") await sendMask(target);
@@ -352,7 +358,7 @@ function newPaper(): void {
   if (old?.width === width && old.height === height) return;
   const made = new Drawing(Math.min(width, ALL_KEPT), Math.min(height, ALL_KEPT), () => {
     lastChange = performance.now();
-    page.drawn.value = page.drawn.peek() + 1;
+    if (!page.drawing.peek()?.drawing) page.drawn.value = page.drawn.peek() + 1;
   });
   if (old) made.take(old);
   page.drawing.value = made;
