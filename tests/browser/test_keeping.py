@@ -1,6 +1,6 @@
 """Pictures and strokes into the page and out of it, layers, and when it paints."""
 
-from tests.browser.test_page import ROUND
+from tests.browser.test_page import ROUND, difference
 
 
 def test_a_picture_that_is_chosen_becomes_the_drawing(watched, tmp_path):
@@ -74,7 +74,7 @@ def test_holding_a_key_compares_with_the_input_and_with_a_pinned_picture(watched
     one.check()
 
 
-def test_a_film_is_recorded(watched):
+def test_a_film_is_recorded_and_played(watched, tmp_path):
     one = watched()
     page = one.open()
     page.get_by_role("tab", name="Pattern").click()
@@ -86,6 +86,65 @@ def test_a_film_is_recorded(watched):
     film = download.value.path().read_bytes()
     assert download.value.suggested_filename.endswith((".webm", ".mp4")) and len(film) > 2000
     assert film[:4] == b"\x1a\x45\xdf\xa3" or film[4:8] == b"ftyp"
+    (tmp_path / "film.webm").write_bytes(film)
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("tab", name="Video").click()
+    chooser.value.set_files(tmp_path / "film.webm")
+    seen = set()
+    for _ in range(10):
+        page.wait_for_timeout(300)
+        seen.add(hash(tuple(one.output())))
+    assert len(seen) > 2 and page.locator(".empty.bad").count() == 0
+    one.check()
+
+
+def test_a_part_of_a_moving_input_is_chosen(watched):
+    one = watched()
+    page = one.open()
+    page.get_by_role("tab", name="Pattern").click()
+    page.wait_for_timeout(1000)
+    page.keyboard.press("p")
+    page.wait_for_timeout(700)
+    box = page.locator("#stage").bounding_box()
+    whole = one.output()
+    page.mouse.move(box["x"] + 5, box["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4, steps=4)
+    page.mouse.up()
+    page.keyboard.press("p")
+    page.wait_for_timeout(1500)
+    corner = one.output()
+    assert corner != whole
+    one.check()
+
+
+def test_a_lora_is_added_weighed_and_taken_away(watched):
+    one = watched()
+    page = one.open()
+    one.settle(refined=True)
+    before = one.output()
+    page.get_by_label("Add a LoRA").select_option(index=1)
+    weight = page.locator(".chip input")
+    weight.evaluate("(e) => { e.value = '0.5'; e.dispatchEvent(new Event('input', { bubbles: true })) }")
+    one.settle(refined=True)
+    assert difference(before, one.output()) > 0.5  # the model's own LoRA, which is what makes few steps enough, at half
+    page.locator(".chip button").click()
+    one.settle(refined=True)
+    assert one.output() == before
+    one.check()
+
+
+def test_a_value_that_the_server_refuses_goes_back(watched):
+    one = watched()
+    page = one.open()
+    one.stroke(*ROUND)
+    one.settle()
+    strength = page.input_value("#field-strength")
+    page.get_by_label("Strength, as a number").fill("0.01")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".notice.bad")
+    assert page.input_value("#field-strength") == strength
+    one.settle()
     one.check()
 
 

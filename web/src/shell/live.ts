@@ -31,6 +31,8 @@ let [showBusy, sendBusy] = [false, false];
 let sentAt = 0;
 let blankStrength = false;
 let maskSent = false;
+/** The values that the server took last: where a refused one goes back to. */
+let taken: Values = {};
 export let output: HTMLCanvasElement | null = null;
 let snapshotWanted: ((kept: { picture: Blob; infotext: string }) => void)[] = [];
 
@@ -55,6 +57,10 @@ export const connection = new Connection(
       if (state === "live") anew();
     },
     message: heard,
+    refused: (names) => {
+      const back = Object.fromEntries(names.filter((name) => name in taken).map((name) => [name, taken[name]]));
+      page.values.value = { ...page.values.value, ...back };
+    },
     picture: (picture) => {
       if (picture.kind !== Kind.output) return;
       if (newest) connection.shown(newest.seq);
@@ -86,7 +92,7 @@ function anew(): void {
 export async function begin(): Promise<void> {
   try {
     const [offer, samplers, schedulers, loras] = await Promise.all([server.offer(), server.names("samplers"), server.names("schedulers"), server.names("loras")]);
-    const told = { prompt: page.DEFAULT_PROMPT, ...page.stored<Values>("values", {}), ...fromHash(location.hash, offer.schema) };
+    const told = { prompt: page.DEFAULT_PROMPT, ...page.stored<Values>(`values ${offer.model}`, {}), ...fromHash(location.hash, offer.schema) };
     batch(() => {
       page.model.value = offer.model;
       page.modelSize.value = offer.size_px;
@@ -111,7 +117,7 @@ function completed(values: Values, size: number): Values {
 /** Change parameters: here, and at the server. */
 export function change(patch: Values): void {
   page.values.value = { ...page.values.value, ...patch };
-  page.store("values", remembered(page.values.value));
+  page.store(`values ${page.model.value}`, remembered(page.values.value));
   const heldBack = blankStrength && "strength" in patch ? { ...patch, strength: 1 } : patch;
   delay.changed(connection.change(heldBack), performance.now());
 }
@@ -134,7 +140,10 @@ export function setPaused(on: boolean): void {
 function heard(message: ServerMessage): void {
   if (message.type === "stats") page.stats.value = message;
   if (message.type === "queue") page.queue.value = message.pos > 0 ? message : null;
-  if (message.type === "params_ack") page.effective.value = message.effective;
+  if (message.type === "params_ack") {
+    page.effective.value = message.effective;
+    if (message.rev === connection.expected) taken = page.values.value;
+  }
   if (message.type === "params_ack") message.warnings.forEach((warning) => page.say(warning));
   if (message.type === "skip" && message.seq >= lastSeq) lastSeq = 0;
   if (message.type === "stats" && message.unchanged > 0 && message.fps_out === 0) lastSeq = 0;
