@@ -255,6 +255,7 @@ def test_the_line_breaks_and_the_page_comes_back(watched):
     one.settle()
     page.evaluate("lines.at(-1).close()")
     page.wait_for_selector(".status.waiting")
+    page.wait_for_selector(".badge.lost")
     page.wait_for_selector(".status.live", timeout=20_000)
     assert page.evaluate("lines.length") == 2
     before = one.output()

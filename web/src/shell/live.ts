@@ -185,8 +185,8 @@ async function show(): Promise<void> {
     const bitmap = await createImageBitmap(new Blob([picture.payload], { type: mediaType(picture.codec) }));
     if (output) paintOutput(output, bitmap);
     bitmap.close();
+    measure(picture, shown === null);
     shown = picture;
-    measure(picture);
   } catch {
     page.say("A picture from the server could not be read.", true);
   }
@@ -200,12 +200,13 @@ function paintOutput(canvas: HTMLCanvasElement, bitmap: ImageBitmap): void {
   canvas.getContext("2d")?.drawImage(bitmap, 0, 0);
 }
 
-function measure(picture: Picture): void {
+/** The first picture of a page is not timed: the model may have had to wake up. */
+function measure(picture: Picture, first: boolean): void {
   const now = performance.now();
   delay.shown(picture, now);
   if (!(picture.flags & Flag.refined)) {
     showing.mark(now);
-    pictureTime.add(picture.serverMs);
+    if (!first) pictureTime.add(picture.serverMs);
   }
   batch(() => {
     page.hasPicture.value = true;
