@@ -109,17 +109,23 @@ class Watched:
             self.settle()
         return self.page
 
-    def settle(self):
-        """Until the picture is final and of what was asked last."""
+    def settle(self, *, refined=False):
+        """Until the picture is final and of what was asked last; or until that was painted once more, better."""
         self.page.wait_for_timeout(120)  # a change takes a frame or two to be noticed
-        self.page.wait_for_selector("#state.done", timeout=60_000)
+        self.page.wait_for_selector("#state.done:text('Refined')" if refined else "#state.done", timeout=60_000)
+
+    def pixels(self, canvas):
+        """Red, green, blue, opacity of every pixel, read from a copy: reading the page's own would slow it down."""
+        return self.page.evaluate(
+            "(name) => { const from = document.querySelector(name);"
+            "const copy = new OffscreenCanvas(from.width, from.height).getContext('2d', { willReadFrequently: true });"
+            "copy.drawImage(from, 0, 0); return [...copy.getImageData(0, 0, from.width, from.height).data] }",
+            canvas,
+        )
 
     def output(self):
-        """The picture's pixels as a list of numbers."""
-        return self.page.evaluate(
-            "() => { const c = document.querySelector('#output');"
-            "return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data] }"
-        )
+        """The picture."""
+        return self.pixels("#output")
 
     def stroke(self, *places, tool=None):
         """Draw through places given as shares of the stage."""
@@ -136,12 +142,10 @@ class Watched:
         self.page.mouse.up()
 
     def drawing(self):
-        """What the drawing shows, as a sum that changes with it, and how many steps can be taken back."""
-        return self.page.evaluate(
-            "() => { const c = document.querySelector('#stage');"
-            "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-            "let sum = 0; for (let i = 0; i < d.length; i += 4) sum += d[i]; return sum }"
-        )
+        """What the drawing shows, without the brush's ring: a number that changes with it."""
+        self.page.mouse.move(2, 2)
+        self.page.wait_for_timeout(100)
+        return hash(tuple(self.pixels("#stage")))
 
     def check(self):
         assert not self.said

@@ -26,17 +26,17 @@ def test_it_opens_with_a_picture_and_the_prompt_focused(watched):
 def test_a_stroke_changes_the_picture_and_undo_takes_it_back(watched):
     one = watched()
     page = one.open()
+    one.settle(refined=True)
     before, blank = one.output(), one.drawing()
     one.stroke(*ROUND)
-    one.settle()
+    one.settle(refined=True)
     after, drawn = one.output(), one.drawing()
     assert difference(before, after) > 2
     assert drawn != blank
     page.keyboard.press("Control+z")
-    page.mouse.move(5, 5)
-    one.settle()
+    one.settle(refined=True)
     assert one.drawing() == blank
-    assert difference(before, one.output()) < 2  # refined or not: the words decide again
+    assert difference(before, one.output()) < 0.01  # the words decide again
     page.keyboard.press("Control+y")
     one.settle()
     assert one.drawing() == drawn
@@ -46,13 +46,11 @@ def test_a_stroke_changes_the_picture_and_undo_takes_it_back(watched):
 def test_sixty_strokes_can_all_be_taken_back(watched):
     one = watched()
     page = one.open()
-    page.mouse.move(5, 5)
     blank = one.drawing()
     for number in range(60):
         one.stroke((0.1 + 0.013 * number, 0.2), (0.1 + 0.013 * number, 0.8))
     for _ in range(60):
         page.keyboard.press("Control+z")
-    page.mouse.move(5, 5)
     page.wait_for_timeout(200)
     assert page.get_by_role("button", name="Undo").is_disabled()
     assert one.drawing() == blank
@@ -201,71 +199,6 @@ def test_a_mask_keeps_what_is_not_red(watched):
     one.check()
 
 
-def test_a_picture_that_is_chosen_becomes_the_drawing(watched, tmp_path):
-    from PIL import Image
-
-    Image.new("RGB", (300, 200), (20, 160, 60)).save(tmp_path / "green.png")
-    one = watched()
-    page = one.open()
-    blank = one.drawing()
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="A picture as a layer").click()
-    chooser.value.set_files(tmp_path / "green.png")
-    page.wait_for_timeout(300)
-    assert one.drawing() < blank
-    one.settle()
-    one.check()
-
-
-def test_finishing_gives_a_larger_picture_with_its_settings(watched):
-    one = watched()
-    page = one.open()
-    one.stroke(*ROUND)
-    one.settle()
-    page.get_by_role("button", name="Finish").click()
-    page.wait_for_selector("dialog.opened[open] img", timeout=60_000)
-    width = page.evaluate(
-        "async () => { const i = document.querySelector('dialog img'); await i.decode(); return i.naturalWidth }"
-    )
-    assert width == 256
-    assert "Steps: 8" in page.locator("dialog pre").inner_text()
-    one.check()
-
-
-def test_settings_are_copied_in_four_forms(watched):
-    one = watched()
-    page = one.open()
-    wanted = {"Settings (infotext)": "Steps: ", "curl command": "/sdapi/v1/txt2img", "Python program": "fewstep.load()"}
-    for entry, part in {**wanted, "Address of this page": "#prompt=a+red+apple"}.items():
-        page.locator(".menu summary").first.click()
-        page.get_by_role("button", name=entry).click()
-        page.wait_for_selector(".notice")
-        page.wait_for_function(f"async () => (await navigator.clipboard.readText()).includes({part!r})")
-    one.check()
-
-
-def test_strokes_that_were_saved_are_drawn_again(watched, tmp_path):
-    one = watched()
-    page = one.open()
-    one.stroke(*ROUND)
-    page.mouse.move(5, 5)
-    page.locator(".menu summary").nth(1).click()
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Strokes").click()
-    download.value.save_as(tmp_path / "strokes.json")
-    page.wait_for_timeout(100)
-    drawn = one.drawing()
-    page.get_by_role("button", name="Clear everything").click()
-    with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="A picture as a layer").click()
-    chooser.value.set_files(tmp_path / "strokes.json")
-    page.mouse.move(5, 5)
-    page.wait_for_timeout(200)
-    assert one.drawing() == drawn
-    one.settle()
-    one.check()
-
-
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (1024, 768), (1440, 900)])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_hangs_over_the_edge(watched, width, height, scheme):
@@ -322,6 +255,7 @@ def test_the_line_breaks_and_the_page_comes_back(watched):
     one.settle()
     page.evaluate("lines.at(-1).close()")
     page.wait_for_selector(".status.waiting")
+    page.wait_for_selector(".badge.lost")
     page.wait_for_selector(".status.live", timeout=20_000)
     assert page.evaluate("lines.length") == 2
     before = one.output()

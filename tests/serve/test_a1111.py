@@ -91,6 +91,18 @@ def test_webuiapi_hires(api):
     assert result.image.size == (96, 96) and "Hires upscaler: Latent" in result.image.info["parameters"]
 
 
+def test_image_to_image_and_its_second_pass_have_strengths_of_their_own(studio):
+    from fewstep.serve.a1111_orders import request_of
+
+    start, body = (
+        {"image": Image.new("RGB", (64, 64)), "strength": 0.2},
+        {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.2},
+    )
+    assert request_of(body, start, studio)[0].hires_strength is None
+    assert request_of({**body, "hr_denoising_strength": 0.3}, start, studio)[0].hires_strength == 0.3
+    assert request_of(body, {}, studio)[0].hires_strength == 0.2
+
+
 def test_webuiapi_lists_and_options(api, studio):
     assert "LCM" in [one["name"] for one in api.get_samplers()] and api.get_schedulers()
     assert api.get_sd_models()[0]["model_name"] == studio.pipe.model.name

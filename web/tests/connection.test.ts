@@ -33,6 +33,7 @@ let messages: ServerMessage[];
 let pictures: Picture[];
 let values: Values;
 let refusal: Error | null;
+let refused: string[][];
 
 function connection(): Connection {
   const doors = {
@@ -50,7 +51,7 @@ function connection(): Connection {
       return () => void (timer.over = true);
     },
   };
-  return new Connection(doors, { state: (state) => states.push(state), message: (message) => messages.push(message), picture: (picture) => pictures.push(picture) });
+  return new Connection(doors, { state: (state) => states.push(state), message: (message) => messages.push(message), picture: (picture) => pictures.push(picture), refused: (names) => refused.push(names) });
 }
 
 const settle = () => new Promise((resolve) => setTimeout(resolve));
@@ -77,7 +78,7 @@ async function welcomed(token: string, rev = 0): Promise<FakeWire> {
 }
 
 beforeEach(() => {
-  [wires, timers, states, messages, pictures] = [[], [], [], [], []];
+  [wires, timers, states, messages, pictures, refused] = [[], [], [], [], [], []];
   [values, refusal] = [{ prompt: "an apple" }, null];
 });
 
@@ -124,11 +125,13 @@ test("a refused change is not waited for", async () => {
   const line = connection();
   const wire = await started(line);
   wire.hears({ type: "params_ack", rev: 1, effective: {}, warnings: [] });
-  line.change({ steps: 99 });
+  line.change({ steps: 99, seed: 1 });
   ring();
   expect(line.expected).toBe(2);
+  line.change({ seed: 2 }); // what was changed again meanwhile is not taken back
   wire.hears({ type: "error", code: "params", message: "steps is 99", rev: 2 });
   expect(line.expected).toBe(1);
+  expect(refused).toEqual([["steps"]]);
 });
 
 test("a broken line is taken up again with the token; what was not answered is sent again", async () => {

@@ -49,6 +49,7 @@ NAMES = {
     "width": "width",
     "height": "height",
 }
+# Text to image has one strength, the second pass's; image to image, which has no second pass in A1111, has two.
 SECOND = {
     "hr_scale": "hires_scale",
     "hr_resize_x": "hires_width",
@@ -60,7 +61,6 @@ SECOND = {
     "hr_cfg": "hires_guidance",
     "hr_prompt": "hires_prompt",
     "hr_negative_prompt": "hires_negative_prompt",
-    "denoising_strength": "hires_strength",
 }
 
 
@@ -82,7 +82,8 @@ def request_of(body: Values, start: Values, settings: Values, pipe: Pipeline) ->
         fields.pop("seed", None)
     fields["count"] = _whole("batch_size", body.get("batch_size") or 1) * _whole("n_iter", body.get("n_iter") or 1)
     if body.get("enable_hr"):
-        fields |= {ours: body[name] for name, ours in SECOND.items() if body.get(name) not in (None, "", 0)}
+        second = {**SECOND, "hr_denoising_strength" if start else "denoising_strength": "hires_strength"}
+        fields |= {ours: body[name] for name, ours in second.items() if body.get(name) not in (None, "", 0)}
         if "hires_width" in fields or "hires_height" in fields:
             fields.pop("hires_scale", None)
         fields = {name: value for name, value in fields.items() if not str(value).lower().startswith("use same")}

@@ -30,6 +30,8 @@ export interface Ears {
   state(state: State, why: string): void;
   message(message: ServerMessage): void;
   picture(picture: Picture): void;
+  /** A change of these parameters was not taken. */
+  refused(names: string[]): void;
 }
 
 /** The server wants its key before it gives a ticket. */
@@ -178,9 +180,15 @@ export class Connection {
     if (message.type === "welcome") this.welcomed(message.resume_token, message.rev, message.limits.window);
     if (message.type === "credit") this.credit.grant(message.n, message.upto);
     if (message.type === "params_ack") this.answered((revision) => revision <= message.rev, message.rev);
-    if (message.type === "error" && message.code === "params") this.answered((revision) => revision === message.rev, 0);
+    if (message.type === "error" && message.code === "params") this.refuse(message.rev);
     this.ears.message(message);
     if (message.type === "welcome") this.tell("live", "");
+  }
+
+  private refuse(revision: number | undefined): void {
+    const names = this.unanswered.filter((one) => one.revision === revision).flatMap(({ patch }) => Object.keys(patch));
+    this.answered((one) => one === revision, 0);
+    this.ears.refused(names.filter((name) => !(name in this.patch)));
   }
 
   private answered(which: (revision: number) => boolean, taken: number): void {

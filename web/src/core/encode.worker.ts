@@ -16,7 +16,7 @@ self.onmessage = async ({ data }: MessageEvent<Job>) => {
   if (!canvas || canvas.width !== width || canvas.height !== height) canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   if (!context) return;
-  context.imageSmoothingQuality = "high";
+  context.imageSmoothingQuality = "medium";
   context.drawImage(bitmap, 0, 0, width, height);
   bitmap.close();
   const bytes = await (await canvas.convertToBlob({ type, quality })).arrayBuffer();

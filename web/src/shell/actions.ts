@@ -73,7 +73,10 @@ export function useSettings(item: Kept): void {
 export async function finish(): Promise<void> {
   page.finishing.value = true;
   try {
-    const done = await server.painted(finishing(await currentOrder()));
+    const asked = await currentOrder();
+    const more = finishing(asked);
+    // A low strength has no room for more steps: then as many as before.
+    const done = await server.painted(more).catch(() => server.painted({ ...more, body: { ...more.body, steps: asked.body.steps } }));
     const item = page.shelf.put({ ...done, values: { ...page.values.value }, note: "finished" });
     batch(() => {
       page.kept.value = page.shelf.items;

@@ -65,8 +65,7 @@ function Figures() {
 
 const KEYS: [string, string][] = [
   ["B E G I", "brush, eraser, fill, pick"],
-  ["[ ]", "brush size"],
-  ["X", "swap colours"],
+  ["[ ] X", "brush size, swap colours"],
   ["Ctrl Z Y", "undo, redo"],
   ["Space", "hold to pan; wheel zooms"],
   ["1 – 8", "steps"],

@@ -33,7 +33,10 @@ function up(event: KeyboardEvent): void {
 export function listen(): void {
   window.addEventListener("keydown", down);
   window.addEventListener("keyup", up);
-  window.addEventListener("blur", () => stage.current?.hold(false));
+  window.addEventListener("blur", () => {
+    stage.current?.hold(false);
+    page.comparing.value = false;
+  });
   window.addEventListener("wheel", wheelStrength, { passive: false });
   window.addEventListener("dragover", (event) => event.preventDefault());
   window.addEventListener("drop", (event) => {

@@ -14,6 +14,9 @@ import * as page from "./state";
 
 const SMALL_PX = 256;
 const ALL_KEPT = 4096;
+const FPS = 30;
+/** Timers and screens are not exact: a frame may come this much early. */
+const SLACK_MS = 4;
 
 const encoder = new Encoder();
 const [sending, showing] = [new Rate(), new Rate()];
@@ -25,8 +28,11 @@ let lastChange = 0;
 let newest: Picture | null = null;
 let shown: Picture | null = null;
 let [showBusy, sendBusy] = [false, false];
+let sentAt = 0;
 let blankStrength = false;
 let maskSent = false;
+/** The values that the server took last: where a refused one goes back to. */
+let taken: Values = {};
 export let output: HTMLCanvasElement | null = null;
 let snapshotWanted: ((kept: { picture: Blob; infotext: string }) => void)[] = [];
 
@@ -38,7 +44,7 @@ export const connection = new Connection(
       address.protocol = address.protocol.replace("http", "ws");
       return new WebSocket(address, protocol) as unknown as Wire;
     },
-    hello: () => ({ mode: page.MODES[page.input.value], w: page.size.value.width, h: page.size.value.height, fps: 30 }),
+    hello: () => ({ mode: page.MODES[page.input.value], w: page.size.value.width, h: page.size.value.height, fps: FPS }),
     values: asked,
     later: (run, ms) => {
       const timer = setTimeout(run, ms);
@@ -51,6 +57,10 @@ export const connection = new Connection(
       if (state === "live") anew();
     },
     message: heard,
+    refused: (names) => {
+      const back = Object.fromEntries(names.filter((name) => name in taken).map((name) => [name, taken[name]]));
+      page.values.value = { ...page.values.value, ...back };
+    },
     picture: (picture) => {
       if (picture.kind !== Kind.output) return;
       if (newest) connection.shown(newest.seq);
@@ -82,7 +92,7 @@ function anew(): void {
 export async function begin(): Promise<void> {
   try {
     const [offer, samplers, schedulers, loras] = await Promise.all([server.offer(), server.names("samplers"), server.names("schedulers"), server.names("loras")]);
-    const told = { prompt: page.DEFAULT_PROMPT, ...page.stored<Values>("values", {}), ...fromHash(location.hash, offer.schema) };
+    const told = { prompt: page.DEFAULT_PROMPT, ...page.stored<Values>(`values ${offer.model}`, {}), ...fromHash(location.hash, offer.schema) };
     batch(() => {
       page.model.value = offer.model;
       page.modelSize.value = offer.size_px;
@@ -107,7 +117,7 @@ function completed(values: Values, size: number): Values {
 /** Change parameters: here, and at the server. */
 export function change(patch: Values): void {
   page.values.value = { ...page.values.value, ...patch };
-  page.store("values", remembered(page.values.value));
+  page.store(`values ${page.model.value}`, remembered(page.values.value));
   const heldBack = blankStrength && "strength" in patch ? { ...patch, strength: 1 } : patch;
   delay.changed(connection.change(heldBack), performance.now());
 }
@@ -130,15 +140,24 @@ export function setPaused(on: boolean): void {
 function heard(message: ServerMessage): void {
   if (message.type === "stats") page.stats.value = message;
   if (message.type === "queue") page.queue.value = message.pos > 0 ? message : null;
-  if (message.type === "params_ack") page.effective.value = message.effective;
+  if (message.type === "params_ack") {
+    page.effective.value = message.effective;
+    if (message.rev === connection.expected) taken = page.values.value;
+  }
   if (message.type === "params_ack") message.warnings.forEach((warning) => page.say(warning));
   if (message.type === "skip" && message.seq >= lastSeq) lastSeq = 0;
   if (message.type === "stats" && message.unchanged > 0 && message.fps_out === 0) lastSeq = 0;
-  if (message.type === "error" && message.code !== "busy") page.say(message.message, true);
+  if (message.type === "error" && message.code !== "busy" && !onlyRefining(message)) page.say(message.message, true);
   if (message.type === "snapshot") {
     const kept = { picture: server.pngOf(message.png), infotext: message.infotext };
     snapshotWanted.splice(0).forEach((give) => give(kept));
   }
+}
+
+/** Whether it says that a picture which stands already could not be made better: nobody asked for that. */
+function onlyRefining(message: { code: string; rev?: number; seq?: number }): boolean {
+  const stands = shown !== null && (shown.flags & Flag.final) !== 0;
+  return message.code === "painting" && stands && message.seq === shown?.sourceSeq && message.rev === shown?.revision;
 }
 
 /** The last picture as the server has it, with its settings. */
@@ -166,8 +185,8 @@ async function show(): Promise<void> {
     const bitmap = await createImageBitmap(new Blob([picture.payload], { type: mediaType(picture.codec) }));
     if (output) paintOutput(output, bitmap);
     bitmap.close();
+    measure(picture, shown === null);
     shown = picture;
-    measure(picture);
   } catch {
     page.say("A picture from the server could not be read.", true);
   }
@@ -181,12 +200,13 @@ function paintOutput(canvas: HTMLCanvasElement, bitmap: ImageBitmap): void {
   canvas.getContext("2d")?.drawImage(bitmap, 0, 0);
 }
 
-function measure(picture: Picture): void {
+/** The first picture of a page is not timed: the model may have had to wake up. */
+function measure(picture: Picture, first: boolean): void {
   const now = performance.now();
   delay.shown(picture, now);
   if (!(picture.flags & Flag.refined)) {
     showing.mark(now);
-    pictureTime.add(picture.serverMs);
+    if (!first) pictureTime.add(picture.serverMs);
   }
   batch(() => {
     page.hasPicture.value = true;
@@ -201,7 +221,8 @@ function tick(): void {
   requestAnimationFrame(tick);
   const now = performance.now();
   const waiting = wanted(now);
-  if (waiting && connection.free && encoder.idle && !sendBusy && !page.paused.value && !document.hidden) void send();
+  const rested = now - sentAt >= 1000 / FPS - SLACK_MS;
+  if (waiting && rested && connection.free && encoder.idle && !sendBusy && !page.paused.value && !document.hidden) void send();
   figure(now, waiting);
 }
 
@@ -238,6 +259,7 @@ async function send(): Promise<void> {
   sentVersion = page.drawing.value?.version ?? -1;
   since = null;
   sendBusy = true;
+  sentAt = performance.now();
   try {
     leaveBlank();
     if (page.input.value === "draw") await sendMask(target);
@@ -346,7 +368,7 @@ function newPaper(): void {
   if (old?.width === width && old.height === height) return;
   const made = new Drawing(Math.min(width, ALL_KEPT), Math.min(height, ALL_KEPT), () => {
     lastChange = performance.now();
-    page.drawn.value = page.drawn.peek() + 1;
+    if (!page.drawing.peek()?.drawing) page.drawn.value = page.drawn.peek() + 1;
   });
   if (old) made.take(old);
   page.drawing.value = made;

@@ -38,7 +38,9 @@ export function OutputPane() {
 
 function Badge() {
   if (!page.hasPicture.value) return null;
+  if (page.connection.value.state !== "live") return <span class="badge lost"><span class="dot" /> No connection</span>;
   if (page.paused.value) return <span class="badge">Paused</span>;
+  if (page.settling.value && page.input.value !== "draw" && page.input.value !== "prompt") return <span class="badge live" id="state"><span class="dot" /> Live</span>;
   if (page.settling.value) return <span class="badge settling" id="state"><span class="dot" /> Settling</span>;
   return <span class="badge done" id="state">{page.refined.value ? "Refined" : "Settled"}</span>;
 }

@@ -179,7 +179,7 @@ function Layers() {
 
 function LayerRow({ layer }: { layer: Layer }) {
   const drawing = page.drawing.value;
-  if (!drawing) return null;
+  if (!drawing || page.drawn.value < 0) return null; // layers change in place: `drawn` says when
   const chosen = drawing.active === layer && !page.onMask.value;
   return (
     <div class={`layer ${chosen ? "chosen" : ""}`}>

@@ -182,7 +182,7 @@ export class Stage {
     const size = page.input.value === "draw" ? page.drawing.value : source?.size;
     if (!size?.width) return void this.wipe("");
     if (this.fit) this.view = fitted(size, this.canvas);
-    const state = [page.input.value, page.drawn.value, source?.ticks, ...Object.values(this.view), this.canvas.width, this.canvas.height, this.hand?.x, this.hand?.y, page.tool.value, page.brushSize.value, page.onMask.value, page.colours.value[0], ...Object.values(page.part.value), page.mirrored.value].join();
+    const state = [page.input.value, page.drawing.value?.version, source?.ticks, ...Object.values(this.view), this.canvas.width, this.canvas.height, this.hand?.x, this.hand?.y, page.tool.value, page.brushSize.value, page.onMask.value, page.colours.value[0], ...Object.values(page.part.value), page.mirrored.value].join();
     if (!this.wipe(state)) return;
     if (page.input.value === "draw") this.paintDrawing();
     else if (source) this.paintSource(source.picture, source.size);

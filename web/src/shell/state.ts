@@ -35,7 +35,7 @@ export const colours = signal<[string, string]>(["#d62828", "#1d1d1f"]);
 export const brushSize = signal(28);
 export const filled = signal(false);
 export const drawing = signal<Drawing | null>(null);
-/** Counts up with every change of the drawing, so that layers and undo are shown anew. */
+/** Counts up with every change of the drawing but those within a stroke, so that layers and undo are shown anew. */
 export const drawn = signal(0);
 
 export const part = signal<Part>(WHOLE);

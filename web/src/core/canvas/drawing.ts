@@ -38,7 +38,7 @@ export class Drawing {
   readonly mask: Sheet;
   readonly whole: Sheet;
   readonly undo = new Undo();
-  /** Every movement since the drawing was begun, for replaying it. */
+  /** Every movement that still stands, for replaying it. */
   log: Stroke[] = [];
   drawing = false;
   /** Counts up with every visible change. */
@@ -99,12 +99,12 @@ export class Drawing {
       this.recorder.touch(this.clipped(shapeBox(this.shape)));
       drawShape(this.sheet.context, this.coloured(this.shape));
     }
-    this.log.push(this.stroke);
-    this.maskVersion += Number(this.stroke.mask);
+    const stroke = this.stroke;
+    this.maskVersion += Number(stroke.mask);
     const change = this.recorder.finished();
     this.stroke = this.line = this.shape = this.recorder = this.lifted = null;
     this.drawing = false;
-    if (change) this.undo.push(change);
+    if (change) this.logged(change, [...this.log, stroke]);
     this.touched();
   }
 
@@ -193,7 +193,7 @@ export class Drawing {
   /** Everything away, on all layers; one step of undo. */
   clearAll(): void {
     const changes = [...this.layers.map(({ sheet }) => sheet), this.mask].flatMap((sheet) => this.recorded(sheet, () => sheet.clear()) ?? []);
-    if (changes.length) this.undo.push(together(changes));
+    if (changes.length) this.logged(together(changes), []);
     this.touched(true);
   }
 
@@ -284,10 +284,11 @@ export class Drawing {
 
   /** Looked at once for every change: reading pixels is dear. */
   private empty(sheet: Sheet): boolean {
+    const version = sheet === this.mask ? this.maskVersion : this.version;
     const known = this.empties.get(sheet);
-    if (known?.version === this.version) return known.blank;
+    if (known?.version === version) return known.blank;
     const blank = sheet.blank;
-    this.empties.set(sheet, { version: this.version, blank });
+    this.empties.set(sheet, { version, blank });
     return blank;
   }
 
@@ -299,6 +300,14 @@ export class Drawing {
     this.version += 1;
     this.maskVersion += Number(mask);
     this.changed();
+  }
+
+  /** Undo takes the log back with the pixels. */
+  private logged(change: Change, after: Stroke[]): void {
+    const before = this.log;
+    const both = (pixels: () => void, log: Stroke[]) => () => { pixels(); this.log = log; };
+    this.undo.push({ ...change, undo: both(change.undo, before), redo: both(change.redo, after) });
+    this.log = after;
   }
 
   private newLayer(name?: string): Layer {
