@@ -98,9 +98,9 @@ def test_image_to_image_and_its_second_pass_have_strengths_of_their_own(studio):
         {"image": Image.new("RGB", (64, 64)), "strength": 0.2},
         {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.2},
     )
-    assert request_of(body, start, studio)[0].hires_strength is None
-    assert request_of({**body, "hr_denoising_strength": 0.3}, start, studio)[0].hires_strength == 0.3
-    assert request_of(body, {}, studio)[0].hires_strength == 0.2
+    assert request_of(body, start, {}, studio.pipe)[0].hires_strength is None
+    assert request_of({**body, "hr_denoising_strength": 0.3}, start, {}, studio.pipe)[0].hires_strength == 0.3
+    assert request_of(body, {}, {}, studio.pipe)[0].hires_strength == 0.2
 
 
 def test_webuiapi_lists_and_options(api, studio):

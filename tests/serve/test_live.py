@@ -290,6 +290,7 @@ def test_a_pipeline_that_paints_together_is_measured_and_has_its_depth(server, s
     from fewstep.engine.pace import Pace
 
     monkeypatch.setattr(studio.pipe, "batch", 4)
+    monkeypatch.setattr(studio.painting.network, "_room", 1)  # as it was, afterwards
     monkeypatch.setattr(studio.painting, "_paces", {studio.pipe: Pace({1: 0.02, 2: 0.021, 4: 0.022}, 0.0, (64, 64))})
     seen = []
     plain = studio.painting.depth
@@ -301,3 +302,13 @@ def test_a_pipeline_that_paints_together_is_measured_and_has_its_depth(server, s
     client.frame(colour("red"))
     assert client.output().revision == 1
     client.close()
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(0.15, 7), (1, 8)])
+def test_the_better_picture_has_as_many_steps_as_its_strength_has(studio, strength, steps):
+    from fewstep.serve.seats import Hello, better, first_fields
+
+    fields = first_fields(64).patched({"strength": strength, "steps": 4, "sampler": "lcm", "schedule": "linspace-lcm"})
+    assert better(studio.pipe, Hello(), fields).request.steps == steps
+    assert better(studio.pipe, Hello(), fields.patched({"refine": False})) is None
+    assert better(studio.pipe, Hello(), fields.patched({"steps": steps})) in (None, fields.patched({"steps": 16}))

@@ -269,7 +269,25 @@ def _packed(output: Output, data: bytes, seat: Seat) -> bytes:
 def router(studio: Studio, room: Room) -> APIRouter:
     """The live routes."""
     routes = APIRouter(tags=["live"])
+    _entering(routes, studio)
+    _watching(routes, room)
 
+    @routes.websocket("/api/v1/live")
+    async def live(socket: WebSocket) -> None:
+        if PROTOCOL not in socket.scope["subprotocols"]:
+            await socket.close(4406, f"This socket speaks {PROTOCOL}.")
+            return
+        await socket.accept(PROTOCOL)
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the client may be gone at any moment
+            await _attend(room, socket)
+        if socket.application_state is WebSocketState.CONNECTED:
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+                await socket.close()
+
+    return routes
+
+
+def _entering(routes: APIRouter, studio: Studio) -> None:
     @routes.get("/api/v1/live/schema")
     async def live_schema() -> dict[str, Any]:
         """The parameters of live sessions, as a JSON schema, with their first values."""
@@ -295,6 +313,8 @@ def router(studio: Studio, room: Room) -> APIRouter:
             return Response('{"detail": "That is not the key."}', 401, media_type="application/json")
         return Response("{}", headers={"set-cookie": cookie}, media_type="application/json")
 
+
+def _watching(routes: APIRouter, room: Room) -> None:
     @routes.get("/live/{session}.mjpg", response_class=StreamingResponse)
     async def mjpeg(session: str) -> Response:
         """A session's pictures, one after the other, to look at only."""
@@ -303,20 +323,6 @@ def router(studio: Studio, room: Room) -> APIRouter:
             return Response('{"detail": "There is no such live session."}', 404, media_type="application/json")
         kind = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
         return StreamingResponse(_parts(seat, room), media_type=kind, headers={"cache-control": "no-store"})
-
-    @routes.websocket("/api/v1/live")
-    async def live(socket: WebSocket) -> None:
-        if PROTOCOL not in socket.scope["subprotocols"]:
-            await socket.close(4406, f"This socket speaks {PROTOCOL}.")
-            return
-        await socket.accept(PROTOCOL)
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # the client may be gone at any moment
-            await _attend(room, socket)
-        if socket.application_state is WebSocketState.CONNECTED:
-            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-                await socket.close()
-
-    return routes
 
 
 async def _attend(room: Room, socket: WebSocket) -> None:

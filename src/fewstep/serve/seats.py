@@ -117,7 +117,7 @@ class Seat:
         def tell(event: Output | Failed) -> None:
             loop.call_soon_threadsafe(self._heard, event)
 
-        painter, usual = studio.painting.painter(pipe, self.id), pipe.sampling.steps
+        painter = studio.painting.painter(pipe, self.id)
         self._held = contextlib.ExitStack()
         self._held.enter_context(studio.models.holding(pipe))
         self.session = LiveSession(
@@ -129,7 +129,7 @@ class Seat:
             period_s=1 / hello.fps,
             depth=depth,
             changes=hello.changes,
-            refine=lambda fields: fields.refined(usual) if fields.refine else None,
+            refine=lambda fields: better(pipe, hello, fields),
             moving=painter.moving,
         )
 
@@ -275,6 +275,17 @@ def trial(pipe: Pipeline, hello: Hello, fields: LiveRequest) -> Plan:
     side = pipe.model.family.size_px
     size = fields.request.width or side, fields.request.height or side
     return pipe.plan(fields.of(None if hello.mode == "prompt" else Image.new("RGB", size)))
+
+
+def better(pipe: Pipeline, hello: Hello, fields: LiveRequest) -> LiveRequest | None:
+    """The parameters of an idle session's better picture: more steps, as many as its strength has; None without any."""
+    usual = fields.request.steps or pipe.sampling.steps
+    wanted = fields.refined(usual) if fields.refine else fields
+    for steps in range(wanted.request.steps or usual, usual, -1):
+        with contextlib.suppress(FewstepError):
+            trial(pipe, hello, found := wanted.patched({"steps": steps}))
+            return found
+    return None
 
 
 def effective(fields: LiveRequest, plan: Plan) -> dict[str, Any]:
