@@ -70,7 +70,7 @@ def overhead(port: int, frames: list[Image.Image], seconds: float) -> dict[str, 
         stream = io.BytesIO()
         frame.save(stream, "JPEG", quality=80)
         ready.append(stream.getvalue())
-    with Bytes(f"http://127.0.0.1:{port}", mode="camera", every=True) as live:
+    with Bytes(f"http://127.0.0.1:{port}", mode="camera", every=True, refine=False) as live:
         until, cpu_s = time.monotonic() + seconds, time.process_time()
         while time.monotonic() < until:
             begun = time.perf_counter()
@@ -99,7 +99,7 @@ def camera(port: int, frames: list[Image.Image], seconds: float, fps: float = 30
             time.sleep(max(0.0, index / fps - (time.monotonic() - begun)))
 
     warm, late, count = min(3.0, seconds / 3), [], 0
-    with Live(f"http://127.0.0.1:{port}", mode="camera", every=True, fps=fps) as live:
+    with Live(f"http://127.0.0.1:{port}", mode="camera", every=True, refine=False, fps=fps) as live:
         begun = time.monotonic()
         for painted in live.stream(feed()):
             now = time.monotonic() - begun

@@ -278,3 +278,16 @@ def test_the_same_frame_is_skipped_unless_parameters_changed(watch):
     one.session.change(1, {"steps": 2})
     one.settle()
     assert [output.order.revision for output in one.told] == [0, 1]
+
+
+def test_refining_waits_until_nothing_came_for_a_while(watch):
+    one = watch(refine=lambda fields: {"steps": 8}, refine_after_s=0.15)
+    for number in range(5):
+        one.session.offer(Frame(number))
+        one.settle()
+        assert not any(isinstance(told, Output) and told.order.refined for told in one.told)
+    until = time.monotonic() + 5
+    while not one.told[-1].order.refined and time.monotonic() < until:
+        time.sleep(0.01)
+    assert [told.order.refined for told in one.told] == [False] * 5 + [True]
+    assert one.told[-1].order.frame.seq == 4

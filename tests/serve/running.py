@@ -13,7 +13,7 @@ def running(studio, *, around=lambda app: app, grace_s=5, **door):
     from fewstep.serve.security import Door
     from fewstep.serve.server import Server
 
-    with socket.socket() as listening:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listening:  # else asyncio leaves Nagle on
         listening.bind(("127.0.0.1", 0))
         server = Server(around(Door(application(studio), **door)), studio, grace_s=grace_s)
         server.config.log_level = "error"

@@ -114,7 +114,7 @@ def _served(arguments: argparse.Namespace) -> Iterator[str]:
     from fewstep.serve.security import SOCKETS, Door
 
     door = Door(application(Studio(fewstep.load(**loading_asked(arguments, None)))))
-    with socket.socket() as listening:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listening:  # else asyncio leaves Nagle on
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(door, log_level="warning", **SOCKETS))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

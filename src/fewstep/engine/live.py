@@ -74,8 +74,9 @@ class LiveSession:
 
     `paint` makes an order's steps, on the engine's thread. `tell` gets every Output and Failed, on that thread too; it
     must not wait. `period_s` is what a frame may take: its deadline. `refine` says how an idle session's fields change
-    (None: not now). `moving(fields)` says whether the last frame, painted again, would be another picture: the session
-    then goes on by itself, a frame every `period_s`, until it is not.
+    (None: not now), `refine_after_s` for how long nothing may have come before. `moving(fields)` says whether the last
+    frame, painted again, would be another picture: the session then goes on by itself, a frame every `period_s`, until
+    it is not.
     """
 
     def __init__(
@@ -90,10 +91,12 @@ class LiveSession:
         depth: int | Callable[[Any], int] = 1,
         changes: Changes | None = None,
         refine: Callable[[Any], Any] | None = None,
+        refine_after_s: float = 0.0,
         moving: Callable[[Any], bool] | None = None,
     ) -> None:
         self.engine, self.paint, self.tell, self.owner = engine, paint, tell, owner
         self.period_s, self.depth, self.refine, self.moving = period_s, depth, refine, moving
+        self.refine_after_s = refine_after_s
         self.changes = changes or Changes(exact=True)
         self.counts = Counts()
         self.fields, self.revision = fields, 0
@@ -102,6 +105,7 @@ class LiveSession:
         self._frame: Frame | None = None
         self._stale = False
         self._next: threading.Timer | None = None
+        self._better: threading.Timer | None = None
         self._begun_s = 0.0
         self._works: dict[Work, Order] = {}
         self._shown = -1
@@ -194,9 +198,10 @@ class LiveSession:
                 self._start()
 
     def _wait_no_more(self) -> None:
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
+        for timer in (self._next, self._better):
+            if timer is not None:
+                timer.cancel()
+        self._next = self._better = None
 
     def _submit(self, order: Order, within_s: float) -> None:
         taken, begun = self.engine.clock(), [0.0]
@@ -233,7 +238,26 @@ class LiveSession:
             elif error is not None and not (order.refined and isinstance(error, CancelledError)):
                 self.tell(Failed(order, error))
             if final and error is None and self.refine is not None and not order.refined and not self._refined:
-                self._refined = True
-                better = self.refine(order.fields)
-                if better is not None:
-                    self._submit(replace(order, fields=better, refined=True), 1000 * self.period_s)
+                self._refine_later(order)
+
+    def _refine_later(self, order: Order) -> None:
+        """Paint it once more, better, when nothing came for a while."""
+        if not self.refine_after_s:
+            self._refine(order)
+            return
+        self._better = threading.Timer(self.refine_after_s, self._refine_now, [order])
+        self._better.daemon = True
+        self._better.start()
+
+    def _refine_now(self, order: Order) -> None:
+        with self._lock:
+            if self._better is threading.current_thread() and not (self._closed or self._paused):
+                self._better = None
+                self._refine(order)
+
+    def _refine(self, order: Order) -> None:
+        assert self.refine is not None
+        self._refined = True
+        better = self.refine(order.fields)
+        if better is not None:
+            self._submit(replace(order, fields=better, refined=True), 1000 * self.period_s)

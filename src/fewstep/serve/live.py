@@ -37,11 +37,10 @@ TICKET_S = 30.0
 KEPT_S = 60.0
 """How long a session waits for its client to come back."""
 
-QUALITY = {
-    "jpeg": {"quality": 88, "subsampling": 0},
-    "webp": {"quality": 85, "method": 0},
-    "png": {"compress_level": 1},
-}
+QUALITY = {"jpeg": {"quality": 88}, "webp": {"quality": 85, "method": 0}, "png": {"compress_level": 1}}
+FINE_PX = 256
+"""Up to this size JPEGs keep the colour of every pixel: small pictures are shown enlarged."""
+
 BOUNDARY = "fewstep"
 VIEWER_S = 5.0
 """After so long without a new picture an MJPEG viewer gets the last one again: it sees that the stream lives."""
@@ -243,8 +242,10 @@ def _whole(body: Mapping[str, Any], name: str) -> int:
 
 
 def _encoded(picture: Any, codec: str) -> bytes:
-    stream = io.BytesIO()
-    picture.copy().save(stream, codec.upper(), **QUALITY[codec])
+    stream, how = io.BytesIO(), dict(QUALITY[codec])
+    if codec == "jpeg" and max(picture.size) <= FINE_PX:
+        how["subsampling"] = 0
+    picture.copy().save(stream, codec.upper(), **how)
     return stream.getvalue()
 
 

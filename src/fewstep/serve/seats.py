@@ -36,6 +36,8 @@ MODES = ("canvas", "camera", "screen", "video", "prompt")
 EXACT = ("canvas", "prompt")
 """Modes in which every pixel counts; the others are noisy."""
 
+UNEVEN = 1.25
+REFINE_AFTER_S = 0.3
 FORGIVEN_S = 2.0
 """After which an output that was not acknowledged no longer holds up the next."""
 
@@ -129,6 +131,7 @@ class Seat:
             period_s=1 / hello.fps,
             depth=depth,
             changes=hello.changes,
+            refine_after_s=REFINE_AFTER_S,
             refine=lambda fields: better(pipe, hello, fields),
             moving=painter.moving,
         )
@@ -224,9 +227,11 @@ class Seat:
 
     @property
     def window(self) -> int:
-        """Frames that may be on their way, each way: as many as are sent in a round trip, and one; from 2 to 6."""
+        """Frames that may be on their way, each way: as many as are sent in a round trip, some for its unevenness, and
+        one; from 2 to 6.
+        """
         away_s = 0.0 if math.isinf(self._round_trip_s) else self._round_trip_s
-        return min(6, max(2, math.ceil(away_s * self.hello.fps) + 1))
+        return min(6, max(2, math.ceil(UNEVEN * away_s * self.hello.fps) + 1))
 
     def report(self) -> None:
         """The figures of the last second, and the place in the queue while others are served."""
