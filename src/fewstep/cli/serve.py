@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     from fewstep.serve.jobs import Studio
 
     key = arguments.api_key
+    if key is not None and not key.strip():
+        raise RequestError("The API key is empty. Give one of some length, or leave --api-key out.")
     if arguments.host not in LOOPBACK and key is None and not arguments.insecure:
         key = secrets.token_urlsafe(18)
         print(f"fewstep: the key is {key}", file=sys.stderr)

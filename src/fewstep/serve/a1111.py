@@ -11,9 +11,10 @@ says under `extra_generation_params`, and so does a Warning header.
 from __future__ import annotations
 
 import json
-import platform
+import re
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Body, HTTPException, Request, Response
@@ -26,7 +27,7 @@ from fewstep.sampling.sampler import SAMPLERS
 from fewstep.sampling.timesteps import LABELS
 from fewstep.serve.a1111_orders import info_of, request_of, start_of
 from fewstep.serve.jobs import Job, Stepped, Studio
-from fewstep.serve.uploads import from_base64, to_base64
+from fewstep.serve.uploads import aside, from_base64, to_base64
 
 POLICIES = ("clamp", "respect")
 Values = dict[str, Any]
@@ -54,13 +55,13 @@ def _painting(routes: APIRouter, studio: Studio) -> None:
         images = body.get("init_images")
         if not isinstance(images, list) or not images or images[0] is None:
             raise HTTPException(404, "Init image not found")
-        return await _paint(studio, http, response, body, start_of(body))
+        return await _paint(studio, http, response, body, await aside(lambda: start_of(body)))
 
     @routes.post("/sdapi/v1/png-info")
     async def png_info(body: Values = _ANYTHING) -> Values:
         if not body.get("image"):
             return {"info": "", "items": {}, "parameters": {}}
-        image = from_base64(body["image"])
+        image = await aside(lambda: from_base64(body["image"]))
         info = settings_of(image)
         items = {key: value for key, value in image.info.items() if isinstance(value, str)}
         return {"info": str(image.info.get(PNG_KEY, "")), "items": items, "parameters": _flat(info)}
@@ -78,7 +79,7 @@ def _watching(routes: APIRouter, studio: Studio) -> None:
             "progress": job.progress if job is not None and job.active else 0.0,
             "eta_relative": job.eta_s if job is not None and job.active else 0.0,
             "state": _state(job),
-            "current_image": None if skip_current_image else _preview(job),
+            "current_image": None if skip_current_image else await _preview(job),
             "textinfo": None,
         }
 
@@ -86,7 +87,7 @@ def _watching(routes: APIRouter, studio: Studio) -> None:
     async def internal_progress(body: Values = _ANYTHING) -> Values:
         job = studio.jobs.get(str(body.get("id_task")))
         active = job is not None and job.active
-        preview = _preview(job) if body.get("live_preview", True) else None
+        preview = await _preview(job) if body.get("live_preview", True) else None
         return {
             "active": active,
             "queued": bool(active and job and not job.done),
@@ -103,12 +104,13 @@ def _watching(routes: APIRouter, studio: Studio) -> None:
         return {"size": len(active), "tasks": active}
 
 
-def _preview(job: Job | None) -> str | None:
+async def _preview(job: Job | None) -> str | None:
     """The newest preview; they are made from the first time that somebody asks for one, as each costs a decoding."""
     if job is None:
         return None
     job.watched = True
-    return None if job.preview is None else to_base64(job.preview)
+    preview = job.preview
+    return None if preview is None else await aside(lambda: to_base64(preview))
 
 
 def _interrupting(routes: APIRouter, studio: Studio) -> None:
@@ -224,22 +226,6 @@ def _lists(routes: APIRouter, studio: Studio) -> None:
             {"name": lora.name, "alias": lora.name, "path": lora.name, "metadata": {}} for lora, _ in studio.pipe.loras
         ]
 
-    @routes.get("/sdapi/v1/memory")
-    async def memory() -> Values:
-        return {"ram": {"free": 0, "used": 0, "total": 0}, "cuda": {"error": f"not measured on {platform.system()}"}}
-
-    @routes.get("/controlnet/version")
-    async def controlnet_version() -> Values:
-        return {"version": 3}
-
-    routes.add_api_route("/controlnet/model_list", _answering({"model_list": []}), methods=["GET"])
-    none = {"module_list": ["none"], "module_detail": {}}
-    routes.add_api_route("/controlnet/module_list", _answering(none), methods=["GET"])
-
-    @routes.post("/controlnet/detect")
-    async def controlnet_detect() -> None:
-        raise HTTPException(422, "ControlNet is not served yet: there are no modules and no models.")
-
 
 def _answering(value: Any) -> Any:
     async def answer() -> Any:
@@ -271,12 +257,15 @@ async def _paint(studio: Studio, http: Request, response: Response, body: Values
             if isinstance(event, Stepped) and await http.is_disconnected():
                 studio.cancel(job)
     pictures = [picture for picture in job.pictures if picture is not None]
-    images = [to_base64(picture) for picture in pictures] if body.get("send_images", True) else []
+    wanted = pictures if body.get("send_images", True) else []
+    images = [await aside(partial(to_base64, picture)) for picture in wanted]
+    job.forget()
     return {"images": images, "parameters": _echo(body), "info": json.dumps(info_of(studio, job, pictures, changes))}
 
 
 def _id(given: Any) -> str | None:
-    return given if isinstance(given, str) and 0 < len(given) <= 100 else None
+    """A client's own name of its task: letters and few signs, as it goes into a header."""
+    return given if isinstance(given, str) and re.fullmatch(r"[\w().:-]{1,100}", given, re.ASCII) else None
 
 
 def _echo(body: Values) -> Values:

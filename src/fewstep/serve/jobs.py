@@ -24,6 +24,8 @@ from fewstep.pipeline import Pipeline
 from fewstep.plan import Plan
 from fewstep.request import Request
 from fewstep.sampling.sampler import evaluations
+from fewstep.serve.answers import sentence_of
+from fewstep.serve.limits import Limits
 
 PATIENCE_S = 600.0
 """A job's deadline: jobs of one moment come in turn, and always behind live frames."""
@@ -68,6 +70,10 @@ class Job:
     error: str = ""
     works: list[Work] = field(default_factory=list)
 
+    def forget(self) -> None:
+        """Let go of the pictures, once they were handed out."""
+        self.pictures, self.preview = [None] * len(self.pictures), None
+
     @property
     def progress(self) -> float:
         """From 0 to 1."""
@@ -83,8 +89,8 @@ class Job:
 class Studio:
     """A pipeline with its engine, and the jobs of the last while. `waiting` is the limit of pictures that wait."""
 
-    def __init__(self, pipe: Pipeline, *, waiting: int = 64) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Pipeline, *, waiting: int = 64, limits: Limits | None = None) -> None:
+        self.pipe, self.limits = pipe, limits or Limits()
         self.engine = LocalEngine(PictureNetwork(), waiting=waiting)
         self.jobs: OrderedDict[str, Job] = OrderedDict()
 
@@ -113,7 +119,10 @@ class Studio:
         """
         if request.hires_upscaler is not None and upscaler_named(request.hires_upscaler) not in (*LATENT, *PIXEL):
             raise RequestError(f"There is no upscaler '{request.hires_upscaler[:60]}' here; a file is not taken.")
+        if job_id is not None and (known := self.jobs.get(job_id)) is not None and known.active:
+            raise RequestError(f"There is a task '{job_id}' already. Choose another id, or leave it out.")
         plan = await asyncio.to_thread(self.pipe.plan, request)
+        self.limits.check(plan)
         steps = evaluations(plan.sampler, self.pipe.model.schedule, plan.timesteps)
         if plan.hires is not None:
             other = self.pipe.hires or self.pipe
@@ -158,7 +167,7 @@ class Studio:
                     left, job.pictures[event.index] = left - 1, event.picture
                 yield event
         except FewstepError as error:
-            job.error = str(error)
+            job.error = sentence_of(error)
             raise
         finally:
             job.active = False
@@ -186,4 +195,6 @@ class Studio:
         except CancelledError:
             if not job.cancelled:
                 raise
-        return [picture for picture in job.pictures if picture is not None]
+        pictures = [picture for picture in job.pictures if picture is not None]
+        job.forget()
+        return pictures

@@ -9,23 +9,26 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, TypeAlias
 
 from fastapi import APIRouter, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep import request as asked
 from fewstep.errors import RequestError
 from fewstep.infotext import Picture
+from fewstep.serve.answers import Answer, sentence_of
 from fewstep.serve.jobs import Job, Painted, Stepped, Studio
-from fewstep.serve.uploads import from_bytes, to_base64
+from fewstep.serve.uploads import aside, from_bytes, to_base64
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 ALIASES = {"n": "count", "num_inference_steps": "steps", "guidance_scale": "guidance", "scheduler": "sampler"}
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
+Event: TypeAlias = Stepped | Painted
 _OWN = frozenset(asked.SPECS) - {"prompt", "image", "mask", "count", "width", "height"}
 
 
@@ -71,7 +74,10 @@ def router(studio: Studio) -> APIRouter:
     @routes.post("/images/edits")
     async def edits(http: Request) -> Any:
         fields, pictures = await _form(http)
-        body = Generation.model_validate(fields).model_dump(exclude_none=True)
+        try:
+            body = Generation.model_validate(fields).model_dump(exclude_none=True)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
         return await _answer(studio, http, body, pictures, "image_edit")
 
     return routes
@@ -80,7 +86,7 @@ def router(studio: Studio) -> APIRouter:
 def failure(status: int, sentence: str, parameter: str | None = None, code: str | None = None) -> JSONResponse:
     """An error in OpenAI's form."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    return JSONResponse({"error": {"message": sentence, "type": kind, "param": parameter, "code": code}}, status)
+    return Answer({"error": {"message": sentence, "type": kind, "param": parameter, "code": code}}, status)
 
 
 def _model(studio: Studio) -> dict[str, Any]:
@@ -97,9 +103,9 @@ async def _form(http: Request) -> tuple[dict[str, Any], dict[str, Any]]:
         if isinstance(value, str):
             fields[name] = {"true": True, "false": False}.get(value, value)
         elif name in ("image", "image[]"):
-            images.append(from_bytes(await _read(value)))
+            images.append(await _picture(value, "image"))
         elif name == "mask":
-            pictures["mask"] = from_bytes(await _read(value), what="mask")
+            pictures["mask"] = await _picture(value, "mask")
     if not images:
         raise RequestError("No image was sent. Send a PNG, JPEG or WebP as image.")
     if len(images) > 1:
@@ -107,8 +113,9 @@ async def _form(http: Request) -> tuple[dict[str, Any], dict[str, Any]]:
     return fields, {"image": images[0], **pictures}
 
 
-async def _read(file: UploadFile | Any) -> bytes:
-    return await file.read()
+async def _picture(file: UploadFile | Any, what: str) -> Image.Image:
+    data = await file.read()
+    return await aside(lambda: from_bytes(data, what=what))
 
 
 def request_of(body: Mapping[str, Any], pictures: Mapping[str, Any]) -> asked.Request:
@@ -162,12 +169,13 @@ async def _answer(studio: Studio, http: Request, body: dict[str, Any], pictures:
     job = await studio.open(request_of(body, pictures))
     how = _Written(kind, body.get("output_compression"), job)
     if body.get("stream"):
-        streamed = _events(studio, job, how, owner, event, body.get("partial_images", 0))
-        return StreamingResponse(streamed, media_type="text/event-stream")
+        told = studio.run(job, owner=owner, wanted=_wanted(body.get("partial_images", 0)))
+        first = await anext(told)  # who is turned away hears it by the status
+        return StreamingResponse(_events(first, told, how, event), media_type="text/event-stream")
     painted = await studio.pictures(job, owner=owner)
     return {
         "created": int(time.time()),
-        "data": [{"b64_json": how.text(picture)} for picture in painted],
+        "data": [{"b64_json": await how.text(picture)} for picture in painted],
         **how.facts(),
     }
 
@@ -178,9 +186,9 @@ class _Written:
     def __init__(self, kind: str, compression: int | None, job: Job) -> None:
         self.kind, self.quality, self.job = kind, 100 if compression is None else compression, job
 
-    def text(self, picture: Picture) -> str:
+    async def text(self, picture: Picture) -> str:
         options = {} if self.kind == "png" else {"quality": max(1, min(95, self.quality))}
-        return to_base64(picture, FORMATS[self.kind], **options)
+        return await aside(lambda: to_base64(picture, FORMATS[self.kind], **options))
 
     def facts(self) -> dict[str, Any]:
         width, height = (self.job.plan.hires or self.job.plan).size
@@ -195,27 +203,31 @@ class _Written:
         }
 
 
-async def _events(studio: Studio, job: Job, how: _Written, owner: str, event: str, partials: int) -> AsyncIterator[str]:
+def _wanted(partials: int) -> Callable[[int, int], bool] | None:
+    """After which steps a preview is made: evenly, and none after the last."""
+    marks = [(number + 1) / (partials + 1) for number in range(partials)]
+    return (lambda step, steps: step in {round(mark * steps) for mark in marks}) if partials else None
+
+
+async def _events(first: Event, told: AsyncIterator[Event], how: _Written, event: str) -> AsyncIterator[str]:
     """`event: image_generation.partial_image` for as many previews as were asked for, then `.completed` each."""
     sent: dict[int, int] = {}
-
-    def wanted(step: int, steps: int) -> bool:
-        """The last steps before the end, evenly."""
-        marks = {round((number + 1) * steps / (partials + 1)) for number in range(partials)}
-        return step in marks
-
+    one: Event | None = first
     try:
-        async for one in studio.run(job, owner=owner, wanted=wanted if partials else None):
+        while one is not None:
             if isinstance(one, Stepped) and one.preview is not None:
                 number = sent[one.index] = sent.get(one.index, -1) + 1
-                yield _event(f"{event}.partial_image", how, one.preview, {"partial_image_index": number})
+                yield await _event(f"{event}.partial_image", how, one.preview, {"partial_image_index": number})
             elif isinstance(one, Painted):
-                yield _event(f"{event}.completed", how, one.picture, {})
+                yield await _event(f"{event}.completed", how, one.picture, {})
+            one = await anext(told, None)
     except Exception as error:  # noqa: BLE001 - the answer has begun: what went wrong can only be one more event
-        yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': {'message': str(error)[:300]}})}\n\n"
+        yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': {'message': sentence_of(error)}})}\n\n"
+    finally:
+        how.job.forget()
 
 
-def _event(name: str, how: _Written, picture: Picture, more: dict[str, Any]) -> str:
+async def _event(name: str, how: _Written, picture: Picture, more: dict[str, Any]) -> str:
     facts = how.facts() if name.endswith("completed") else {k: v for k, v in how.facts().items() if k != "usage"}
-    body = {"type": name, "b64_json": how.text(picture), "created_at": int(time.time()), **facts, **more}
+    body = {"type": name, "b64_json": await how.text(picture), "created_at": int(time.time()), **facts, **more}
     return f"event: {name}\ndata: {json.dumps(body)}\n\n"

@@ -18,6 +18,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from fewstep.errors import RequestError
+
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -47,6 +49,9 @@ class Door:
     def __init__(
         self, app: App, *, key: str | None = None, hosts: Collection[str] = (), body_limit: int = BODY_LIMIT
     ) -> None:
+        """Raises RequestError for an empty key, which everybody would have."""
+        if key is not None and not key.strip():
+            raise RequestError("The API key is empty. Give one of some length, or leave --api-key out.")
         self.app, self.key, self.body_limit = app, key, body_limit
         self.hosts = LOOPBACK | {host.lower() for host in hosts}
         self.failures: dict[str, deque[float]] = {}
@@ -59,10 +64,16 @@ class Door:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refused = self._refusal(scope, headers)
         if refused is not None:
-            return await _refuse(scope, send, *refused)
+            return await _refuse(scope, send if scope["type"] == "websocket" else _with_headers(send), *refused)
         if scope["type"] == "websocket":
             return await self.app(scope, receive, send)
-        return await self.app(scope, self._limited(receive), _with_headers(send))
+        body = _Body(self.body_limit, receive, _with_headers(send))
+        try:
+            await self.app(scope, body.receive, body.send)
+        except Exception:
+            if not body.refused:  # else it complains of a body that ended too soon, and the client knows why
+                raise
+        return None
 
     def ticket(self, *, seconds: float = 30.0) -> str:
         """A word that opens one socket, once, for those who were let in: browsers cannot send keys with a socket."""
@@ -77,11 +88,11 @@ class Door:
             return 421, "This server does not answer to that host name. Start it with --host, or use localhost."
         unsafe = scope["type"] == "websocket" or scope["method"] not in SAFE
         origin = headers.get("origin")
-        if unsafe and origin is not None and urlsplit(origin).netloc.lower() != headers["host"].lower():
+        if unsafe and origin is not None and _site(origin) != headers["host"].lower():
             return 403, "This was sent by a page of another site. Use this server's own page, or a program."
         try:
             if int(headers.get("content-length", 0)) > self.body_limit:
-                return 413, f"The body has more than {self.body_limit} bytes. Send smaller pictures."
+                return 413, _too_long(self.body_limit)
         except ValueError:
             return 400, "The header Content-Length is not a number."
         return self._unknown(scope, headers)
@@ -108,17 +119,31 @@ class Door:
         words = dict(part.partition("=")[::2] for part in scope.get("query_string", b"").decode("latin-1").split("&"))
         return self.tickets.pop(words.get("ticket", ""), 0.0) > time.monotonic()
 
-    def _limited(self, receive: Receive) -> Receive:
-        """The body, cut off where it is longer than it may be, whatever its header said."""
-        taken = 0
 
-        async def limited() -> MutableMapping[str, Any]:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            return {"type": "http.disconnect"} if taken > self.body_limit else message
+class _Body:
+    """A body, cut off where it is longer than it may be, whatever its header said; the answer is then 413."""
 
-        return limited
+    def __init__(self, limit: int, receive: Receive, send: Send) -> None:
+        self.limit, self.taken, self.refused = limit, 0, False
+        self._receive, self._send = receive, send
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        self.taken += len(message.get("body", b""))
+        if self.taken <= self.limit:
+            return message
+        if not self.refused:
+            self.refused = True
+            await _refuse({"type": "http"}, self._send, 413, _too_long(self.limit))
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if not self.refused:
+            await self._send(message)
+
+
+def _too_long(limit: int) -> str:
+    return f"The body has more than {limit} bytes. Send smaller pictures."
 
 
 def keys_of(headers: Mapping[str, str]) -> list[str]:
@@ -155,6 +180,18 @@ def _name(host: str) -> str:
     return host.partition(":")[0] if host.count(":") == 1 else host
 
 
+def _site(origin: str) -> str:
+    """Host and port of an origin; "" where it has none.
+
+    >>> _site("http://LocalHost:7860"), _site("null"), _site("http://[")
+    ('localhost:7860', '', '')
+    """
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
 def _with_headers(send: Send) -> Send:
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -166,11 +203,16 @@ def _with_headers(send: Send) -> Send:
     return sending
 
 
+def _openai_error(status: int, sentence: str) -> dict[str, Any]:
+    kind = "rate_limit_error" if status == 429 else "invalid_request_error"
+    return {"message": sentence, "type": kind, "param": None, "code": "invalid_api_key" if status == 401 else None}
+
+
 async def _refuse(scope: Scope, send: Send, status: int, sentence: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 4000 + status, "reason": sentence[:120]})
         return
-    body = json.dumps({"detail": sentence, "error": {"message": sentence, "type": "invalid_request_error"}}).encode()
+    body = json.dumps({"detail": sentence, "error": _openai_error(status, sentence)}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b'Basic realm="fewstep"'))
