@@ -1,43 +1,59 @@
-"""A real server on a free port, with a tiny random model behind it."""
-
-import socket
-import threading
-import time
+"""A real server on a free port, with a tiny random model behind it; and one whose network is a formula."""
 
 import pytest
 
 pytest.importorskip("fastapi")
+
+from tests.null import NullPipeline, serving
 
 
 @pytest.fixture(scope="session")
 def studio():
     from fewstep.pipeline import Pipeline
     from fewstep.serve.jobs import Studio
+    from fewstep.serve.limits import Limits
     from tests.tiny import tiny_model
 
-    made = Studio(Pipeline(tiny_model("sd15")))
+    made = Studio(Pipeline(tiny_model("sd15")), limits=Limits(steps=400))
     yield made
     made.close()
 
 
 @pytest.fixture(scope="session")
 def server(studio):
-    import uvicorn
+    with serving(studio) as port:
+        yield port
 
-    from fewstep.serve.app import application
-    from fewstep.serve.security import Door
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = uvicorn.Config(Door(application(studio)), host="127.0.0.1", port=port, log_level="error")
-    running = uvicorn.Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    until = time.monotonic() + 20
-    while not running.started and time.monotonic() < until:
-        time.sleep(0.02)
-    assert running.started
-    yield port
-    running.should_exit = True
-    thread.join(10)
+@pytest.fixture(scope="session")
+def null(tmp_path_factory):
+    """The studio of a model that is a formula."""
+    from fewstep.serve.jobs import Studio
+
+    made = Studio(NullPipeline(tmp_path_factory.mktemp("null")))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def null_server(null):
+    with serving(null) as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def http(null_server):
+    import httpx
+
+    with httpx.Client(base_url=f"http://127.0.0.1:{null_server}", timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def other(tmp_path):
+    """A studio of a test's own, whose server may end."""
+    from fewstep.serve.jobs import Studio
+
+    made = Studio(NullPipeline(tmp_path))
+    yield made
+    made.close()
