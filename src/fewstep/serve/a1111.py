@@ -25,7 +25,7 @@ from fewstep.hires import LATENT, PIXEL
 from fewstep.infotext import PNG_KEY
 from fewstep.sampling.sampler import SAMPLERS
 from fewstep.sampling.timesteps import LABELS
-from fewstep.serve.a1111_orders import info_of, request_of, start_of
+from fewstep.serve.a1111_orders import info_of, request_of, start_of, unserved
 from fewstep.serve.jobs import Job, Stepped, Studio
 from fewstep.serve.uploads import aside, from_base64, to_base64
 
@@ -47,10 +47,12 @@ def router(studio: Studio) -> APIRouter:
 
 def _painting(routes: APIRouter, studio: Studio) -> None:
     @routes.post("/sdapi/v1/txt2img")
+    @routes.post("/controlnet/txt2img", include_in_schema=False)
     async def txt2img(http: Request, response: Response, body: Values = _ANYTHING) -> Values:
         return await _paint(studio, http, response, body, {})
 
     @routes.post("/sdapi/v1/img2img")
+    @routes.post("/controlnet/img2img", include_in_schema=False)
     async def img2img(http: Request, response: Response, body: Values = _ANYTHING) -> Values:
         images = body.get("init_images")
         if not isinstance(images, list) or not images or images[0] is None:
@@ -191,7 +193,8 @@ def _fixed() -> Values:
         for name, label in (("automatic", "Automatic"), *labels)
     ]
     upscalers = [
-        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0} for name in PIXEL
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
+        for name in sorted(PIXEL, key=lambda name: name != "None")  # clients take the first for none
     ]
     return {
         "samplers": samplers,
@@ -248,6 +251,7 @@ def _is_ours(studio: Studio, wanted: str) -> bool:
 async def _paint(studio: Studio, http: Request, response: Response, body: Values, start: Values) -> Values:
     owner = http.client.host if http.client else ""
     request, changes = request_of(body, start, studio)
+    changes |= unserved(body)
     job = await studio.open(request, job_id=_id(body.get("force_task_id")))
     response.headers["x-task-id"] = job.id
     if changes:

@@ -144,8 +144,6 @@ def _absent(routes: APIRouter) -> None:
         raise NotServedError("Pictures are not described here: there is no captioning model.")
 
     @routes.post("/controlnet/detect")
-    @routes.post("/controlnet/txt2img")
-    @routes.post("/controlnet/img2img")
     async def controlnet() -> None:
         raise NotServedError(_CONTROL)
 

@@ -22,6 +22,7 @@ from fewstep import request as asked
 from fewstep.errors import RequestError
 from fewstep.infotext import Picture
 from fewstep.serve.answers import Answer, sentence_of
+from fewstep.serve.fields import typed
 from fewstep.serve.jobs import Job, Painted, Stepped, Studio
 from fewstep.serve.uploads import aside, from_bytes, to_base64
 
@@ -125,7 +126,7 @@ def request_of(body: Mapping[str, Any], pictures: Mapping[str, Any]) -> asked.Re
         RequestError: a size or a value that is not allowed.
     """
     fields = {ALIASES.get(key, key): value for key, value in body.items()}
-    found = {name: _typed(name, value) for name, value in fields.items() if name in _OWN}
+    found = {name: typed(name, value) for name, value in fields.items() if name in _OWN}
     found |= {"prompt": fields["prompt"], "count": fields.get("count", 1), **_pictures(pictures)}
     size = fields.get("size") or "auto"
     if size != "auto":
@@ -134,17 +135,6 @@ def request_of(body: Mapping[str, Any], pictures: Mapping[str, Any]) -> asked.Re
             raise RequestError(f"size is {size!r}. Give a width and a height such as 512x512, or auto.")
         found |= {"width": int(match[1]) // 8 * 8, "height": int(match[2]) // 8 * 8}
     return asked.request_of(found)
-
-
-def _typed(name: str, value: Any) -> Any:
-    """A form's text as the number that the field wants."""
-    kind = asked.SPECS[name].kind
-    if not isinstance(value, str) or kind not in ("whole", "number"):
-        return value
-    try:
-        return int(value) if kind == "whole" else float(value)
-    except ValueError:
-        return value
 
 
 def _pictures(pictures: Mapping[str, Any]) -> dict[str, Any]:
