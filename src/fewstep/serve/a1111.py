@@ -63,14 +63,15 @@ def _painting(routes: APIRouter, studio: Studio) -> None:
     async def png_info(body: Values = _ANYTHING) -> Values:
         if not body.get("image"):
             return {"info": "", "items": {}, "parameters": {}}
-        image = await aside(lambda: from_base64(body["image"]))
-        info = settings_of(image)
-        items = {key: value for key, value in image.info.items() if isinstance(value, str)}
-        return {"info": str(image.info.get(PNG_KEY, "")), "items": items, "parameters": _flat(info)}
+        return await aside(lambda: _said_in(from_base64(body["image"])))
 
 
-def _flat(info: Any) -> Values:
-    return {} if info is None else {"Prompt": info.prompt, "Negative prompt": info.negative_prompt, **info.settings}
+def _said_in(image: Any) -> Values:
+    """The settings that a picture carries."""
+    info = settings_of(image)
+    items = {key: value for key, value in image.info.items() if isinstance(value, str)}
+    flat = {} if info is None else {"Prompt": info.prompt, "Negative prompt": info.negative_prompt, **info.settings}
+    return {"info": str(image.info.get(PNG_KEY, "")), "items": items, "parameters": flat}
 
 
 def _watching(routes: APIRouter, studio: Studio) -> None:

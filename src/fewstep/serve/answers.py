@@ -7,11 +7,41 @@ import re
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from fewstep.errors import FewstepError
 
 _QUOTED = re.compile(r"'(?:[A-Za-z]:)?[/\\][^'\n]*[/\\]([^'/\\\n]*)'")
 _PATH = re.compile(r"(?<![\w./\\:<-])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:]+[/\\])*([^\s/\\'\",;:]*)")
+
+
+class Refusal(BaseModel):
+    """What was wrong, and what to do, in a sentence."""
+
+    detail: str
+
+
+class OpenaiError(BaseModel):
+    """The same, as OpenAI's clients read it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenaiRefusal(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: OpenaiError
+
+
+def refusals(form: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI document: all refusals are of one form."""
+    return {kind: {"model": form, "description": said} for kind, said in REFUSALS.items()}
+
+
+REFUSALS = {"4XX": "Refused: the sentence says why.", "5XX": "It could not be done: the sentence says why."}
 
 
 class Answer(JSONResponse):

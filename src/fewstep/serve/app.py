@@ -16,7 +16,7 @@ from fewstep import __version__
 from fewstep.engine.work import BusyError
 from fewstep.errors import FewstepError
 from fewstep.serve import a1111, a1111_extras, openai
-from fewstep.serve.answers import Answer, sentence_of
+from fewstep.serve.answers import Answer, OpenaiRefusal, Refusal, refusals, sentence_of
 from fewstep.serve.jobs import Studio
 
 
@@ -36,9 +36,9 @@ def application(studio: Studio) -> FastAPI:
         docs_url=None,  # FastAPI's pages want scripts from elsewhere
         redoc_url=None,
     )
-    app.include_router(a1111.router(studio))
-    app.include_router(a1111_extras.router())
-    app.include_router(openai.router(studio))
+    app.include_router(a1111.router(studio), responses=refusals(Refusal))
+    app.include_router(a1111_extras.router(), responses=refusals(Refusal))
+    app.include_router(openai.router(studio), responses=refusals(OpenaiRefusal))
     app.add_exception_handler(Exception, _failed)
     app.add_exception_handler(FewstepError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -28,6 +28,7 @@ from fewstep.serve.uploads import aside, from_bytes, to_base64
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 ALIASES = {"n": "count", "num_inference_steps": "steps", "guidance_scale": "guidance", "scheduler": "sampler"}
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
 Event: TypeAlias = Stepped | Painted
 _OWN = frozenset(asked.SPECS) - {"prompt", "image", "mask", "count", "width", "height"}
@@ -68,11 +69,11 @@ def router(studio: Studio) -> APIRouter:
             else failure(404, f"There is no model '{name}' here.", "model", "model_not_found")
         )
 
-    @routes.post("/images/generations")
+    @routes.post("/images/generations", responses=STREAMED)
     async def generations(body: Generation, http: Request) -> Any:
         return await _answer(studio, http, body.model_dump(exclude_none=True), {}, "image_generation")
 
-    @routes.post("/images/edits")
+    @routes.post("/images/edits", responses=STREAMED)
     async def edits(http: Request) -> Any:
         fields, pictures = await _form(http)
         try:
@@ -96,17 +97,17 @@ def _model(studio: Studio) -> dict[str, Any]:
 
 async def _form(http: Request) -> tuple[dict[str, Any], dict[str, Any]]:
     """The text fields and the pictures of a multipart form; `image` or `image[]`, and `mask`."""
-    form = await http.form(max_files=17, max_fields=64)
     fields: dict[str, Any] = {}
     images: list[Image.Image] = []
     pictures: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, str):
-            fields[name] = {"true": True, "false": False}.get(value, value)
-        elif name in ("image", "image[]"):
-            images.append(await _picture(value, "image"))
-        elif name == "mask":
-            pictures["mask"] = await _picture(value, "mask")
+    async with http.form(max_files=17, max_fields=64) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, str):
+                fields[name] = {"true": True, "false": False}.get(value, value)
+            elif name in ("image", "image[]"):
+                images.append(await _picture(value, "image"))
+            elif name == "mask":
+                pictures["mask"] = await _picture(value, "mask")
     if not images:
         raise RequestError("No image was sent. Send a PNG, JPEG or WebP as image.")
     if len(images) > 1:
