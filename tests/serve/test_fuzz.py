@@ -164,6 +164,12 @@ def test_any_bytes_have_an_answer(server, path, examples):
     check(server.post(path, content=deep, headers={"content-type": "application/json"}), path)
 
 
+@pytest.mark.parametrize("odd", ["\ud800", "a\udfff", float("nan"), float("-inf"), 10**400, {"\ud800": ["\ud800"]}])
+def test_what_json_cannot_say_is_echoed_without(server, odd):
+    content = json.dumps({"prompt": "x", "x": odd, str(odd): 1, "width": 64, "height": 64}).encode()
+    check(server.post("/sdapi/v1/txt2img", content=content, headers={"content-type": "application/json"}), "txt2img")
+
+
 PART = st.tuples(
     st.sampled_from(["image", "image[]", "mask", "prompt", "n", "size", "stream", "steps", "x"]),
     st.sampled_from(

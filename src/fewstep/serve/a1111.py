@@ -26,6 +26,7 @@ from fewstep.infotext import PNG_KEY
 from fewstep.sampling.sampler import SAMPLERS
 from fewstep.sampling.timesteps import LABELS
 from fewstep.serve.a1111_orders import info_of, request_of, start_of, unserved
+from fewstep.serve.answers import plain
 from fewstep.serve.jobs import Job, Stepped, Studio
 from fewstep.serve.uploads import aside, from_base64, to_base64
 
@@ -275,4 +276,4 @@ def _id(given: Any) -> str | None:
 
 def _echo(body: Values) -> Values:
     """The order as it came, without its pictures."""
-    return {key: value for key, value in body.items() if key not in ("init_images", "mask", "alwayson_scripts")}
+    return plain({key: value for key, value in body.items() if key not in ("init_images", "mask", "alwayson_scripts")})
