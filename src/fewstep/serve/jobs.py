@@ -10,21 +10,23 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any
 
 from fewstep.engine.painting import Here, Painting
 from fewstep.engine.work import CancelledError, Work
-from fewstep.errors import FewstepError, RequestError
+from fewstep.errors import RequestError
 from fewstep.hires import LATENT, PIXEL, upscaler_named
 from fewstep.infotext import Picture
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request
 from fewstep.sampling.sampler import evaluations
+from fewstep.serve.answers import sentence_of
 from fewstep.serve.figures import Figures
 from fewstep.serve.history import History
 from fewstep.serve.journal import say
+from fewstep.serve.limits import Limits
 from fewstep.serve.models import Models
 from fewstep.serve.orders import OUTCOMES, Job, LateError, LeavingError, Order, Painted, Stepped
 from fewstep.serve.turns import Turns
@@ -42,8 +44,8 @@ class Studio:
     """Pipelines with their engine, and the jobs of the last while. `pipe` is the first model's.
 
     `painting` says where pictures are painted: here, where `waiting` is the limit of those that wait, unless told
-    otherwise. `patience_s` is that of the seconds that a job waits; `history` keeps what was painted; `log_prompts`
-    writes prompts to the log.
+    otherwise. `limits` are of one order, `patience_s` of the seconds that a job waits; `history` keeps what was
+    painted; `log_prompts` writes prompts to the log.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class Studio:
         models: Models | None = None,
         painting: Painting | None = None,
         waiting: int = 64,
+        limits: Limits | None = None,
         patience_s: float = PATIENCE_S,
         history: History | None = None,
         log_prompts: bool = False,
     ) -> None:
         self.pipe, self.models, self.history = pipe, models or Models(pipe), history
-        self.patience_s, self.log_prompts = patience_s, log_prompts
+        self.limits, self.patience_s, self.log_prompts = limits or Limits(), patience_s, log_prompts
         self.painting = painting or Here(waiting=waiting)
         self.engine = self.painting.engine
         self.jobs: OrderedDict[str, Job] = OrderedDict()
@@ -127,6 +130,7 @@ class Studio:
             raise RequestError(f"There is no upscaler '{request.hires_upscaler[:60]}' here; a file is not taken.")
         pipe = pipe or self.pipe
         plan = await asyncio.to_thread(pipe.plan, request)
+        self.limits.check(plan)
         steps = evaluations(plan.sampler, pipe.model.schedule, plan.timesteps)
         if plan.hires is not None:
             other = pipe.hires or pipe
@@ -174,21 +178,28 @@ class Studio:
         gone: Awaitable[None] | None = None,
     ) -> list[Picture]:
         """All pictures of an order; those that were done when it was interrupted. It is given up when `gone` ends."""
-        leaving = None if gone is None else asyncio.ensure_future(gone)
-        if leaving is not None:
-            leaving.add_done_callback(lambda ended: None if ended.cancelled() else self.cancel(order.job))
         try:
-            async with aclosing(self.run(order, wanted=wanted)) as events:
+            async with aclosing(self.run(order, wanted=wanted)) as events, self.until(gone, order.job):
                 async for _ in events:
                     pass
         except CancelledError:
             if not order.job.cancelled:
                 raise
-        finally:
-            if leaving is not None:
-                leaving.cancel()
-                await asyncio.gather(leaving, return_exceptions=True)
         return order.painted
+
+    @asynccontextmanager
+    async def until(self, gone: Awaitable[None] | None, job: Job) -> AsyncGenerator[None, None]:
+        """While this lasts, a job is given up when `gone` ends."""
+        if gone is None:
+            yield
+            return
+        leaving = asyncio.ensure_future(gone)
+        leaving.add_done_callback(lambda ended: None if ended.cancelled() else self.cancel(job))
+        try:
+            yield
+        finally:
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
 
     def _end(self, order: Order, error: BaseException | None) -> None:
         """Whatever came of it: its rest is given up, and it is told of. Without an error its client has left."""
@@ -197,7 +208,7 @@ class Studio:
         self._cancel_rest(job)
         for place in order.places:
             self._turns.leave(order.owner, place)
-        job.error = str(error) if isinstance(error, FewstepError) else "It failed." if error else ""
+        job.error = sentence_of(error) if error else ""
         if self.history is not None:
             self.history.keep(order)
         outcome = "cancelled" if error is None else OUTCOMES.get(type(error), "failed")

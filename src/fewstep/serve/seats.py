@@ -26,9 +26,11 @@ from fewstep.errors import FewstepError, RequestError
 from fewstep.image import open_image
 from fewstep.pipeline import Pipeline
 from fewstep.request import SEED_COUNT, Request
+from fewstep.serve.answers import sentence_of
 from fewstep.serve.frames import Kind, Message
 from fewstep.serve.jobs import Studio
-from fewstep.serve.uploads import from_bytes
+from fewstep.serve.limits import Limits
+from fewstep.serve.uploads import aside, from_bytes
 
 LOG = logging.getLogger("fewstep.serve")
 MODES = ("canvas", "camera", "screen", "video", "prompt")
@@ -143,7 +145,7 @@ class Seat:
         ours = isinstance(error, FewstepError)
         if not ours:
             LOG.error("a live picture could not be painted", exc_info=error)
-        message = str(error) if ours else "This picture could not be painted."
+        message = sentence_of(error) if ours else "This picture could not be painted."
         retry_after_s = getattr(error, "retry_after_s", None)
         more |= {} if retry_after_s is None else {"retry_after": retry_after_s}
         self.say("error", code="busy" if retry_after_s is not None else code, message=message, **more)
@@ -178,7 +180,7 @@ class Seat:
 
     async def look_at_mask(self, message: Message) -> None:
         """A mask for all frames that follow; black all over takes it away. Raises ImageError."""
-        mask = await asyncio.to_thread(lambda: from_bytes(message.payload, what="mask").convert("L"))
+        mask = await aside(lambda: from_bytes(message.payload, what="mask").convert("L"))
         self.mask = mask if mask.getextrema()[1] else None
         self.session.changes.forget()
 
@@ -188,7 +190,7 @@ class Seat:
             raise RequestError(f"The parameters' revision {revision} is not above {self.revision}, which came before.")
         fields = seeded(self.fields.patched(patch))
         effective, warnings = await asyncio.to_thread(
-            trial, self.pipe, fields, with_picture=self.hello.mode != "prompt"
+            trial, self.pipe, fields, self.studio.limits, with_picture=self.hello.mode != "prompt"
         )
         self.fields, self.revision = fields, revision
         self.session.change(revision, fields)
@@ -268,7 +270,9 @@ class Seat:
         self._wake_viewers()
 
 
-def trial(pipe: Pipeline, fields: LiveRequest, *, with_picture: bool) -> tuple[dict[str, Any], list[str]]:
+def trial(
+    pipe: Pipeline, fields: LiveRequest, limits: Limits, *, with_picture: bool
+) -> tuple[dict[str, Any], list[str]]:
     """A session's parameters with everything left open filled in, and what has no effect; nothing is painted.
 
     Raises FewstepError for what cannot be done.
@@ -276,6 +280,7 @@ def trial(pipe: Pipeline, fields: LiveRequest, *, with_picture: bool) -> tuple[d
     side = pipe.model.family.size_px
     size = fields.request.width or side, fields.request.height or side
     plan = pipe.plan(fields.of(Image.new("RGB", size) if with_picture else None))
+    limits.check(plan)
     chosen = {"steps": len(plan.timesteps), "guidance": plan.guidance, "sampler": plan.sampler.name}
     chosen |= {"schedule": plan.table, "strength": plan.strength, "width": plan.size[0], "height": plan.size[1]}
     return fields.values() | chosen, list(plan.notes)
