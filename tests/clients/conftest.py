@@ -12,7 +12,9 @@ from tests.serve.running import running
 def studio(tmp_path_factory):
     from fewstep.serve.jobs import Studio
 
-    made = Studio(NullPipeline(tmp_path_factory.mktemp("null")))
+    folder = tmp_path_factory.mktemp("clients") / "null"  # a model's title begins with its file's name
+    folder.mkdir()
+    made = Studio(NullPipeline(folder))
     yield made
     made.close()
 

@@ -18,9 +18,8 @@ VALUES = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "refine": Fa
 
 
 @pytest.fixture(scope="module")
-def address(studio):
-    with running(studio) as port:
-        yield f"http://127.0.0.1:{port}"
+def address(server):
+    return f"http://127.0.0.1:{server}"
 
 
 @pytest.fixture
