@@ -164,6 +164,7 @@ class Seat:
     async def look_at(self, message: Message) -> None:
         """Decode a frame and hand it to the engine. Raises ImageError."""
         before = self.session.counts.dropped
+        # Not `aside`: a frame would wait behind somebody's large pictures. A session decodes one frame at a time.
         taken = await asyncio.to_thread(self._offer, message)
         self.second.dropped += self.session.counts.dropped - before
         if taken:
