@@ -49,11 +49,16 @@ def application(studio: Studio) -> FastAPI:
         app.include_router(history_routes.router(studio.history))
     app.add_middleware(Counted, figures=studio.figures)
     page.mount(app)
+    _watching(app, studio)
     app.add_exception_handler(Exception, _failed)
     app.add_exception_handler(FewstepError, _failed)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
+    describe(app)
+    return app
 
+
+def _watching(app: FastAPI, studio: Studio) -> None:
     @app.get("/healthz")
     async def health() -> dict[str, str]:
         """Whether the process lives."""
@@ -70,9 +75,6 @@ def application(studio: Studio) -> FastAPI:
     async def metrics() -> Response:
         """Counters and histograms, as Prometheus reads them."""
         return Response(studio.figures.text(), media_type=CONTENT_TYPE_LATEST)
-
-    describe(app)
-    return app
 
 
 async def _failed(http: Request, error: Exception) -> JSONResponse:
