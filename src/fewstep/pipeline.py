@@ -252,7 +252,7 @@ class Pipeline:
 
     def _tagged(self, name: str) -> Lora:
         """A prompt may come from somebody else, so it may name LoRAs but no paths."""
-        if any(mark in name for mark in "/\\") or name.startswith("."):
+        if any(mark in name for mark in "/\\") or name.startswith((".", "~")):
             raise LoraError(f"The prompt's LoRA '{name}' is a path. Write only its name, such as <lora:ink:0.8>.")
         return self._lora(name)
 

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fewstep.errors import RequestError
@@ -25,6 +25,7 @@ MESSAGES = st.builds(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(MESSAGES)
 def test_there_and_back(message):
     assert unpacked(message.packed()) == message

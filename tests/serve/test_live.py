@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from fewstep.serve.frames import Codec, Flag, Kind, Message, unpacked
+from fewstep.serve.limits import Limits
 
 PROTOCOL = "fewstep.live.v1"
 
@@ -112,7 +113,11 @@ def test_parameters_hold_from_the_next_picture_on_and_are_echoed(client):
 
 
 @pytest.mark.parametrize(
-    "patch", [{"steps": 0}, {"prompt": 5}, {"sampler": "nobody"}, {"wings": 2}, {"loras": [{"name": "../x"}]}, 3, None]
+    "patch",
+    [
+        *({"steps": 0}, {"steps": 401}, {"prompt": 5}, {"prompt": "a" * 10_001}, {"width": 9000}),
+        *({"sampler": "nobody"}, {"wings": 2}, {"loras": [{"name": "../x"}]}, 3, None),
+    ],
 )
 def test_parameters_that_cannot_be_are_refused_and_change_nothing(client, patch):
     client.say("params", rev=3, patch=patch)
@@ -120,6 +125,13 @@ def test_parameters_that_cannot_be_are_refused_and_change_nothing(client, patch)
     assert error["code"] == "params" and error["rev"] == 3 and error["message"].endswith(".")
     client.frame(colour("red"))
     assert client.output().revision == 0
+
+
+@pytest.mark.parametrize("values", [{"steps": 401}, {"width": 2048, "height": 2048}])
+def test_a_session_has_the_limits_of_orders(server, studio, monkeypatch, values):
+    monkeypatch.setattr(studio, "limits", Limits(steps=400, pixels=2**20))
+    with pytest.raises(ConnectionClosed, match="4400"):
+        Client(server, values={**VALUES, **values})
 
 
 def test_an_older_revision_is_refused(client):
@@ -309,6 +321,5 @@ def test_the_better_picture_has_as_many_steps_as_its_strength_has(studio, streng
     from fewstep.serve.seats import Hello, better, first_fields
 
     fields = first_fields(64).patched({"strength": strength, "steps": 4, "sampler": "lcm", "schedule": "linspace-lcm"})
-    assert better(studio.pipe, Hello(), fields).request.steps == steps
-    assert better(studio.pipe, Hello(), fields.patched({"refine": False})) is None
-    assert better(studio.pipe, Hello(), fields.patched({"steps": steps})) in (None, fields.patched({"steps": 16}))
+    assert better(studio.pipe, Hello(), fields, studio.limits).request.steps == steps
+    assert better(studio.pipe, Hello(), fields.patched({"refine": False}), studio.limits) is None

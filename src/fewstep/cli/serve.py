@@ -80,6 +80,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from fewstep.serve.security import EMPTY_KEY
+
+    if not all(key.strip() for key in arguments.api_key or ()):
+        raise RequestError(EMPTY_KEY)
     if not 1 <= arguments.port <= 65535 or arguments.queue < 1:
         raise RequestError(
             f"port {arguments.port} or queue {arguments.queue} is out of range (1 to 65535; at least 1)."

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import platform
 import re
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Body, HTTPException, Request, Response
@@ -25,13 +25,14 @@ from fewstep.infotext import PNG_KEY
 from fewstep.sampling.sampler import SAMPLERS
 from fewstep.sampling.timesteps import LABELS
 from fewstep.serve.a1111_options import HASH, MODEL, Options
-from fewstep.serve.a1111_orders import info_of, request_of, start_of
+from fewstep.serve.a1111_orders import info_of, request_of, start_of, unserved
 from fewstep.serve.a1111_schemas import Answer, Info, ModelItem, Pending, Progress, TaskProgress, body_of, options_body
+from fewstep.serve.answers import answering, plain
 from fewstep.serve.jobs import Studio
 from fewstep.serve.models import UnknownModelError
 from fewstep.serve.orders import Job
 from fewstep.serve.security import gone, owner_of
-from fewstep.serve.uploads import from_base64, to_base64
+from fewstep.serve.uploads import aside, from_base64, to_base64
 
 Values = dict[str, Any]
 _TASK = re.compile(r"[!-~]{1,100}")
@@ -52,31 +53,34 @@ def router(studio: Studio) -> APIRouter:
 
 def _painting(routes: APIRouter, studio: Studio, options: Options) -> None:
     @routes.post("/sdapi/v1/txt2img", response_model=Answer, openapi_extra=body_of(started=False))
+    @routes.post("/controlnet/txt2img", include_in_schema=False)
     async def txt2img(http: Request, response: Response, body: Values = _ANYTHING) -> Values:
         """Pictures from words. What is left out is the model's own way; what is not known is ignored."""
         return await _paint(studio, options, http, response, body, {})
 
     @routes.post("/sdapi/v1/img2img", response_model=Answer, openapi_extra=body_of(started=True))
+    @routes.post("/controlnet/img2img", include_in_schema=False)
     async def img2img(http: Request, response: Response, body: Values = _ANYTHING) -> Values:
         """Pictures from a picture, as a whole or where a mask is white."""
         images = body.get("init_images")
         if not isinstance(images, list) or not images or images[0] is None:
             raise HTTPException(404, "Init image not found")
-        return await _paint(studio, options, http, response, body, start_of(body))
+        return await _paint(studio, options, http, response, body, await aside(lambda: start_of(body)))
 
     @routes.post("/sdapi/v1/png-info", response_model=Info)
     async def png_info(body: Values = _ANYTHING) -> Values:
         """The settings that a picture carries: `image`, in base64."""
         if not body.get("image"):
             return {"info": "", "items": {}, "parameters": {}}
-        image = from_base64(body["image"])
-        info = settings_of(image)
-        items = {key: value for key, value in image.info.items() if isinstance(value, str)}
-        return {"info": str(image.info.get(PNG_KEY, "")), "items": items, "parameters": _flat(info)}
+        return await aside(lambda: _said_in(from_base64(body["image"])))
 
 
-def _flat(info: Any) -> Values:
-    return {} if info is None else {"Prompt": info.prompt, "Negative prompt": info.negative_prompt, **info.settings}
+def _said_in(image: Any) -> Values:
+    """The settings that a picture carries."""
+    info = settings_of(image)
+    items = {key: value for key, value in image.info.items() if isinstance(value, str)}
+    flat = {} if info is None else {"Prompt": info.prompt, "Negative prompt": info.negative_prompt, **info.settings}
+    return {"info": str(image.info.get(PNG_KEY, "")), "items": items, "parameters": flat}
 
 
 def _watching(routes: APIRouter, studio: Studio) -> None:
@@ -88,7 +92,7 @@ def _watching(routes: APIRouter, studio: Studio) -> None:
             "progress": job.progress if job is not None and job.active else 0.0,
             "eta_relative": job.eta_s if job is not None and job.active else 0.0,
             "state": _state(job),
-            "current_image": None if skip_current_image else _preview(job),
+            "current_image": None if skip_current_image else await _preview(job),
             "textinfo": None,
         }
 
@@ -97,7 +101,7 @@ def _watching(routes: APIRouter, studio: Studio) -> None:
         """How far the task `id_task` is; with `live_preview` false without its preview."""
         job = studio.jobs.get(str(body.get("id_task")))
         active = job is not None and job.active
-        preview = _preview(job) if body.get("live_preview", True) else None
+        preview = await _preview(job) if body.get("live_preview", True) else None
         return {
             "active": active,
             "queued": bool(active and job and not job.done),
@@ -115,12 +119,13 @@ def _watching(routes: APIRouter, studio: Studio) -> None:
         return {"size": len(active), "tasks": active}
 
 
-def _preview(job: Job | None) -> str | None:
+async def _preview(job: Job | None) -> str | None:
     """The newest preview; they are made from the first time that somebody asks for one, as each costs a decoding."""
     if job is None:
         return None
     job.watched = True
-    return None if job.preview is None else to_base64(job.preview)
+    preview = job.preview
+    return None if preview is None else await aside(lambda: to_base64(preview))
 
 
 def _interrupting(routes: APIRouter, studio: Studio) -> None:
@@ -220,7 +225,8 @@ def _fixed() -> Values:
         for name, label in (("automatic", "Automatic"), *labels)
     ]
     upscalers = [
-        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0} for name in PIXEL
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
+        for name in sorted(PIXEL, key=lambda name: name != "None")  # clients take the first for none
     ]
     return {
         "samplers": samplers,
@@ -242,7 +248,7 @@ def _fixed() -> Values:
 def _lists(routes: APIRouter, studio: Studio) -> None:
     for name, value in _fixed().items():
         kind = list[Values] if isinstance(value, list) else Values
-        routes.add_api_route(f"/sdapi/v1/{name}", _answering(value), methods=["GET"], name=name, response_model=kind)
+        routes.add_api_route(f"/sdapi/v1/{name}", answering(value), methods=["GET"], name=name, response_model=kind)
 
     @routes.get("/sdapi/v1/loras")
     async def loras() -> list[Values]:
@@ -256,29 +262,6 @@ def _lists(routes: APIRouter, studio: Studio) -> None:
         """How the server was started, as far as clients ask."""
         return {"api": True, "listen": False}
 
-    @routes.get("/sdapi/v1/memory")
-    async def memory() -> Values:
-        return {"ram": {"free": 0, "used": 0, "total": 0}, "cuda": {"error": f"not measured on {platform.system()}"}}
-
-    @routes.get("/controlnet/version")
-    async def controlnet_version() -> Values:
-        return {"version": 3}
-
-    routes.add_api_route("/controlnet/model_list", _answering({"model_list": []}), methods=["GET"])
-    none = {"module_list": ["none"], "module_detail": {}}
-    routes.add_api_route("/controlnet/module_list", _answering(none), methods=["GET"])
-
-    @routes.post("/controlnet/detect")
-    async def controlnet_detect() -> None:
-        raise HTTPException(422, "ControlNet is not served yet: there are no modules and no models.")
-
-
-def _answering(value: Any) -> Any:
-    async def answer() -> Any:
-        return value
-
-    return answer
-
 
 async def _paint(
     studio: Studio, options: Options, http: Request, response: Response, body: Values, start: Values
@@ -286,6 +269,7 @@ async def _paint(
     settings = options.heeded(body)
     pipe = await studio.pipe_of(settings.get(MODEL))
     request, changes = request_of(body, start, settings, pipe)
+    changes |= unserved(body)
     order = await studio.open(request, owner=owner_of(http.scope), pipe=pipe, job_id=_id(body.get("force_task_id")))
     http.state.task = order.job.id
     if changes:
@@ -293,7 +277,7 @@ async def _paint(
     job = order.job
     await studio.pictures(order, wanted=lambda step, steps: job.watched, gone=gone(http))
     kept = order.painted if body.get("send_images", True) else []
-    images = [await asyncio.to_thread(to_base64, picture) for picture in kept]
+    images = [await aside(partial(to_base64, picture)) for picture in kept]
     return {"images": images, "parameters": _echo(body), "info": json.dumps(info_of(order, changes))}
 
 
@@ -304,4 +288,4 @@ def _id(given: Any) -> str | None:
 
 def _echo(body: Values) -> Values:
     """The order as it came, without its pictures."""
-    return {key: value for key, value in body.items() if key not in ("init_images", "mask", "alwayson_scripts")}
+    return plain({key: value for key, value in body.items() if key not in ("init_images", "mask", "alwayson_scripts")})

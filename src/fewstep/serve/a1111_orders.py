@@ -17,6 +17,7 @@ from fewstep.pipeline import Pipeline
 from fewstep.sampling.sampler import sampler_named
 from fewstep.sampling.timesteps import table_named
 from fewstep.serve.a1111_options import fields_of
+from fewstep.serve.fields import typed
 from fewstep.serve.orders import Order
 from fewstep.serve.uploads import from_base64
 
@@ -72,6 +73,7 @@ def request_of(body: Values, start: Values, settings: Values, pipe: Pipeline) ->
         RequestError: a value that is not allowed, or a name that is not known.
     """
     fields = {ours: body[name] for name, ours in NAMES.items() if body.get(name) is not None}
+    fields = {name: typed(name, value) for name, value in fields.items()}
     fields = {"prompt": "", **fields, **{name: value for name, value in start.items() if value is not None}}
     if fields.get("strength") == 0:
         fields["strength"] = 0.01
@@ -83,7 +85,8 @@ def request_of(body: Values, start: Values, settings: Values, pipe: Pipeline) ->
     fields["count"] = _whole("batch_size", body.get("batch_size") or 1) * _whole("n_iter", body.get("n_iter") or 1)
     if body.get("enable_hr"):
         second = {**SECOND, "hr_denoising_strength" if start else "denoising_strength": "hires_strength"}
-        fields |= {ours: body[name] for name, ours in second.items() if body.get(name) not in (None, "", 0)}
+        given = {name: ours for name, ours in second.items() if body.get(name) not in (None, "", 0)}
+        fields |= {ours: typed(ours, body[name]) for name, ours in given.items()}
         if "hires_width" in fields or "hires_height" in fields:
             fields.pop("hires_scale", None)
         fields = {name: value for name, value in fields.items() if not str(value).lower().startswith("use same")}
@@ -94,6 +97,36 @@ def request_of(body: Values, start: Values, settings: Values, pipe: Pipeline) ->
     fields |= fields_of(settings)
     changes = {} if settings.get("fewstep_policy") == "respect" else _clamp(fields, pipe)
     return asked.request_of({name: value for name, value in fields.items() if value is not None}), changes
+
+
+UNSERVED = {
+    "restore_faces": "faces are not restored",
+    "tiling": "edges are not made to meet",
+    "styles": "there are no styles",
+    "script_name": "there are no scripts",
+    "inpaint_full_res": "the whole picture is painted, not the masked part alone",
+    "refiner_checkpoint": "there is no refiner",
+    "subseed_strength": "seeds are not mixed",
+    "controlnet_units": "ControlNet is not served",
+}
+"""What an order may ask for and does not get, which it is told."""
+
+
+def unserved(body: Values) -> dict[str, str]:
+    """What of an order is left out: key -> sentence.
+
+    >>> unserved({"tiling": True, "alwayson_scripts": {"ControlNet": {"args": []}, "ADetailer": {"args": [True]}}})
+    {'tiling': 'edges are not made to meet', 'ADetailer': 'the script ADetailer is not served'}
+    """
+    found = {key: said for key, said in UNSERVED.items() if body.get(key) not in (None, False, 0, -1, "", "None", [])}
+    scripts = body.get("alwayson_scripts")
+    for name, script in list(scripts.items() if isinstance(scripts, dict) else ())[:16]:
+        units = script.get("args") if isinstance(script, dict) else None
+        units = units if isinstance(units, list) else []
+        if any(unit for unit in units if not (isinstance(unit, dict) and unit.get("enabled") is False)):
+            label = "".join(letter for letter in str(name)[:40] if letter.isascii() and letter.isprintable())
+            found[label] = f"the script {label} is not served"
+    return found
 
 
 def _sampler(name: str) -> str:

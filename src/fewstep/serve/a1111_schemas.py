@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from fewstep.hires import PIXEL
 from fewstep.request import schema
 from fewstep.serve.a1111_options import POLICIES
 from fewstep.serve.a1111_orders import NAMES, SECOND
@@ -31,6 +32,35 @@ _STARTED: Values = {
     "inpainting_mask_invert": {"type": "integer", "enum": [0, 1]},
 }
 
+BATCH_LIMIT = 16
+"""Pictures that are enlarged at once."""
+
+IMAGE: Values = {"image": {"type": "string", "description": _PICTURE}}
+IMAGES: Values = {
+    "imageList": {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": BATCH_LIMIT,
+        "items": {
+            "type": "object",
+            "properties": {"data": {"type": "string", "description": _PICTURE}, "name": {"type": "string"}},
+            "required": ["data"],
+        },
+    }
+}
+_UPSCALER: Values = {"type": "string", "enum": [*PIXEL], "default": "None"}
+_SHARE: Values = {"type": "number", "minimum": 0, "maximum": 1, "default": 0}
+_ENLARGING: Values = {
+    "resize_mode": {"type": "integer", "enum": [0, 1], "description": "0: so many times its size; 1: to a size"},
+    "upscaling_resize": {"type": "number", "exclusiveMinimum": 0, "default": 2},
+    "upscaling_resize_w": {"type": "integer", "minimum": 1, "default": 512},
+    "upscaling_resize_h": {"type": "integer", "minimum": 1, "default": 512},
+    "upscaling_crop": {"type": "boolean", "description": "cut to the size's proportions", "default": True},
+    "upscaler_1": _UPSCALER,
+    "upscaler_2": _UPSCALER,
+    "extras_upscaler_2_visibility": {**_SHARE, "description": "how much of the second upscaler's picture"},
+}
+
 
 class Answer(BaseModel):
     """What an order is answered."""
@@ -38,6 +68,27 @@ class Answer(BaseModel):
     images: list[str] = Field(description="PNGs in base64, with their settings")
     parameters: Values = Field(description="the order, without its pictures")
     info: str = Field(description="JSON: prompts, seeds, sizes, model, and what was changed")
+
+
+class Enlarged(BaseModel):
+    """A picture in another size."""
+
+    image: str = Field(description="a PNG in base64")
+    html_info: str
+
+
+class AllEnlarged(BaseModel):
+    """Pictures in another size."""
+
+    images: list[str] = Field(description="PNGs in base64")
+    html_info: str
+
+
+class Memory(BaseModel):
+    """Bytes that are free, and that are taken."""
+
+    ram: dict[str, int] = Field(description="of this machine: free, used by this program, total")
+    cuda: Values = Field(description="of the GPU")
 
 
 class Info(BaseModel):
@@ -109,6 +160,12 @@ def body_of(*, started: bool) -> Values:
     plain = {name: _rounded(one) for name, one in sorted(fields.items())}
     required = {"required": ["init_images"]} if started else {}
     whole = {"type": "object", "title": "Order", "properties": plain, "additionalProperties": True, **required}
+    return {"requestBody": {"content": {"application/json": {"schema": whole}}}}
+
+
+def enlarging_body(pictures: Values) -> Values:
+    """The OpenAPI part of an order for extras; `pictures` is `IMAGE` or `IMAGES`, which it needs."""
+    whole = {"type": "object", "title": "Enlarging", "properties": pictures | _ENLARGING, "required": [*pictures]}
     return {"requestBody": {"content": {"application/json": {"schema": whole}}}}
 
 

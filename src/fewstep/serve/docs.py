@@ -22,6 +22,8 @@ ERRORS = {
     "422": "The order has not the form that is described here.",
     "429": "The queue is full. Retry-After says when to come again.",
     "503": "The job waited too long, or the server is shutting down. Retry-After says when to come again.",
+    "4XX": "Refused: the sentence says why.",
+    "5XX": "It could not be done: the sentence says why.",
 }
 DETAIL = {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
 _TEXT = {"type": "string"}
@@ -90,7 +92,7 @@ def _add_errors(path: str, method: str, operation: Document) -> None:
     wrong = answers.pop("422", None)
     codes = ["401", *(["400", "413"] if method == "post" else []), *(["400" if openai else "422"] if wrong else [])]
     schema = {"$ref": f"#/components/schemas/{'OpenAIError' if openai else 'Detail'}"}
-    for code in [*codes, *(["429", "503"] if path.endswith(PAINTING) else [])]:
+    for code in [*codes, *(["429", "503"] if path.endswith(PAINTING) else []), "4XX", "5XX"]:
         content = {"application/json": {"schema": schema}}
         answers.setdefault(code, {"description": ERRORS[code], "content": content})
     operation["responses"] = dict(sorted(answers.items()))

@@ -22,9 +22,11 @@ from fewstep.infotext import Picture
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request
 from fewstep.sampling.sampler import evaluations
+from fewstep.serve.answers import sentence_of
 from fewstep.serve.figures import Figures
 from fewstep.serve.history import History
 from fewstep.serve.journal import fault, say
+from fewstep.serve.limits import Limits
 from fewstep.serve.models import Models
 from fewstep.serve.orders import OUTCOMES, FaultError, Job, LateError, LeavingError, Order, Painted, Stepped
 from fewstep.serve.turns import Turns
@@ -42,8 +44,8 @@ class Studio:
     """Pipelines with their engine, and the jobs of the last while. `pipe` is the first model's.
 
     `painting` says where pictures are painted: here, where `waiting` is the limit of those that wait, unless told
-    otherwise. `patience_s` is that of the seconds that a job waits; `history` keeps what was painted; `log_prompts`
-    writes prompts to the log.
+    otherwise. `limits` are of one order, `patience_s` of the seconds that a job waits; `history` keeps what was
+    painted; `log_prompts` writes prompts to the log.
     """
 
     def __init__(
@@ -53,12 +55,13 @@ class Studio:
         models: Models | None = None,
         painting: Painting | None = None,
         waiting: int = 64,
+        limits: Limits | None = None,
         patience_s: float = PATIENCE_S,
         history: History | None = None,
         log_prompts: bool = False,
     ) -> None:
         self.pipe, self.models, self.history = pipe, models or Models(pipe), history
-        self.patience_s, self.log_prompts = patience_s, log_prompts
+        self.limits, self.patience_s, self.log_prompts = limits or Limits(), patience_s, log_prompts
         self.painting = painting or Here(waiting=waiting)
         self.engine = self.painting.engine
         self.jobs: OrderedDict[str, Job] = OrderedDict()
@@ -121,6 +124,7 @@ class Studio:
             raise RequestError(f"There is no upscaler '{request.hires_upscaler[:60]}' here; a file is not taken.")
         pipe = pipe or self.pipe
         plan = await asyncio.to_thread(pipe.plan, request)
+        self.limits.check(plan)
         steps = evaluations(plan.sampler, pipe.model.schedule, plan.timesteps)
         if plan.hires is not None:
             other = pipe.hires or pipe
@@ -200,7 +204,7 @@ class Studio:
         job.end()
         for place in order.places:
             self._turns.leave(order.owner, place)
-        job.error = "" if error is None else str(error)
+        job.error = sentence_of(error) if error is not None else ""
         if self.history is not None:
             self.history.keep(order)
         outcome = "cancelled" if error is None else OUTCOMES.get(type(error), "failed")

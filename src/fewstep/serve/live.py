@@ -23,11 +23,12 @@ from fewstep.engine.live_request import schema
 from fewstep.engine.work import BusyError
 from fewstep.errors import FewstepError, RequestError
 from fewstep.infotext import PNG_KEY
+from fewstep.serve.answers import sentence_of
 from fewstep.serve.frames import LIMIT, Codec, Flag, Kind, Message, unpacked
 from fewstep.serve.jobs import Studio
 from fewstep.serve.orders import LeavingError
 from fewstep.serve.seats import Hello, Seat, first_fields, seeded, trial
-from fewstep.serve.uploads import SIDE_LIMIT_PX, to_base64
+from fewstep.serve.uploads import SIDE_LIMIT_PX, aside, to_base64
 
 PROTOCOL = "fewstep.live.v1"
 SESSIONS = 16
@@ -70,7 +71,7 @@ class Room:
             raise BusyError(f"There are {self.sessions} live sessions already. Try again later.", 5.0)
         pipe = await self.studio.pipe_of(hello.model or None)
         fields = seeded(first_fields(pipe.model.family.size_px).patched(hello.values))
-        plan = await asyncio.to_thread(trial, pipe, hello, fields)
+        plan = await asyncio.to_thread(trial, pipe, hello, fields, self.studio.limits)
         depth = await asyncio.to_thread(self.studio.painting.depth, pipe, plan, 1 / hello.fps)
         seat = Seat(self.studio, pipe, hello, fields, depth)
         self.seats[seat.id] = seat
@@ -183,7 +184,7 @@ class Socket:
         if self.seat.last is None:
             raise RequestError("There is no picture yet.")
         picture = self.seat.last.result
-        png = await asyncio.to_thread(to_base64, picture)
+        png = await aside(lambda: to_base64(picture))
         self.seat.say("snapshot", seq=self.seat.last_number, infotext=picture.info.get(PNG_KEY, ""), png=png)
 
     async def _look(self) -> None:
@@ -334,7 +335,7 @@ async def _attend(room: Room, socket: WebSocket) -> None:
         seat = await room.seat_for(Hello.of(body))
     except (FewstepError, TimeoutError, KeyError) as error:
         busy = isinstance(error, BusyError)
-        said = str(error) if isinstance(error, FewstepError) else "No hello came."
+        said = sentence_of(error) if isinstance(error, FewstepError) else "No hello came."
         await socket.send_text(json.dumps({"type": "error", "code": "busy" if busy else "protocol", "message": said}))
         await socket.close(4429 if busy else 4400)
         return

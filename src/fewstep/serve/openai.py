@@ -6,32 +6,35 @@ strength, sampler, ...) come as further keys, as `extra_body` sends them.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastapi import APIRouter, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fewstep import request as asked
 from fewstep.errors import FewstepError, RequestError
 from fewstep.infotext import Picture
 from fewstep.pipeline import Pipeline
+from fewstep.serve.answers import Answer, sentence_of
+from fewstep.serve.fields import typed
 from fewstep.serve.jobs import Studio
 from fewstep.serve.models import Entry, UnknownModelError
 from fewstep.serve.orders import Order, Painted, Stepped
 from fewstep.serve.security import Receive, Scope, Send, gone, owner_of
-from fewstep.serve.uploads import from_bytes, to_base64
+from fewstep.serve.uploads import aside, from_bytes, to_base64
 
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 ALIASES = {"n": "count", "num_inference_steps": "steps", "guidance_scale": "guidance", "scheduler": "sampler"}
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
 _OPENAIS = re.compile(r"(gpt|chatgpt|dall)-")
+Event: TypeAlias = Stepped | Painted
 _OWN = frozenset(asked.SPECS) - {"prompt", "image", "mask", "count", "width", "height"}
 
 
@@ -116,7 +119,7 @@ def router(studio: Studio) -> APIRouter:
         try:
             return _model(await studio.models.find(name))
         except UnknownModelError as error:
-            return failure(404, str(error), "model", "model_not_found")
+            return failure(404, sentence_of(error), "model", "model_not_found")
 
     @routes.post("/images/generations", response_model=Images, responses=_STREAM)
     async def generations(body: Generation, http: Request) -> Any:
@@ -127,7 +130,10 @@ def router(studio: Studio) -> APIRouter:
     async def edits(http: Request) -> Any:
         """Pictures from a picture, as a whole or where a mask, or the picture itself, is transparent."""
         fields, pictures = await _form(http)
-        body = Generation.model_validate(fields).model_dump(exclude_none=True)
+        try:
+            body = Generation.model_validate(fields).model_dump(exclude_none=True)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
         return await _answer(studio, http, body, pictures, "image_edit")
 
     return routes
@@ -136,7 +142,7 @@ def router(studio: Studio) -> APIRouter:
 def failure(status: int, sentence: str, parameter: str | None = None, code: str | None = None) -> JSONResponse:
     """An error in OpenAI's form."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    return JSONResponse({"error": {"message": sentence, "type": kind, "param": parameter, "code": code}}, status)
+    return Answer({"error": {"message": sentence, "type": kind, "param": parameter, "code": code}}, status)
 
 
 def _model(entry: Entry) -> dict[str, Any]:
@@ -150,17 +156,17 @@ async def _pipe(studio: Studio, name: str | None) -> Pipeline:
 
 async def _form(http: Request) -> tuple[dict[str, Any], dict[str, Any]]:
     """The text fields and the pictures of a multipart form; `image` or `image[]`, and `mask`."""
-    form = await http.form(max_files=17, max_fields=64)
     fields: dict[str, Any] = {}
     images: list[Image.Image] = []
     pictures: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        if isinstance(value, str):
-            fields[name] = {"true": True, "false": False}.get(value, value)
-        elif name in ("image", "image[]"):
-            images.append(from_bytes(await _read(value)))
-        elif name == "mask":
-            pictures["mask"] = from_bytes(await _read(value), what="mask")
+    async with http.form(max_files=17, max_fields=64) as form:
+        for name, value in form.multi_items():
+            if isinstance(value, str):
+                fields[name] = {"true": True, "false": False}.get(value, value)
+            elif name in ("image", "image[]"):
+                images.append(await _picture(value, "image"))
+            elif name == "mask":
+                pictures["mask"] = await _picture(value, "mask")
     if not images:
         raise RequestError("No image was sent. Send a PNG, JPEG or WebP as image.")
     if len(images) > 1:
@@ -168,8 +174,9 @@ async def _form(http: Request) -> tuple[dict[str, Any], dict[str, Any]]:
     return fields, {"image": images[0], **pictures}
 
 
-async def _read(file: UploadFile | Any) -> bytes:
-    return await file.read()
+async def _picture(file: UploadFile | Any, what: str) -> Image.Image:
+    data = await file.read()
+    return await aside(lambda: from_bytes(data, what=what))
 
 
 def request_of(body: Mapping[str, Any], pictures: Mapping[str, Any]) -> asked.Request:
@@ -179,7 +186,7 @@ def request_of(body: Mapping[str, Any], pictures: Mapping[str, Any]) -> asked.Re
         RequestError: a size or a value that is not allowed.
     """
     fields = {ALIASES.get(key, key): value for key, value in body.items()}
-    found = {name: _typed(name, value) for name, value in fields.items() if name in _OWN}
+    found = {name: typed(name, value) for name, value in fields.items() if name in _OWN}
     found |= {"prompt": fields["prompt"], "count": fields.get("count", 1), **_pictures(pictures)}
     size = fields.get("size") or "auto"
     if size != "auto":
@@ -188,17 +195,6 @@ def request_of(body: Mapping[str, Any], pictures: Mapping[str, Any]) -> asked.Re
             raise RequestError(f"size is {size!r}. Give a width and a height such as 512x512, or auto.")
         found |= {"width": int(match[1]) // 8 * 8, "height": int(match[2]) // 8 * 8}
     return asked.request_of(found)
-
-
-def _typed(name: str, value: Any) -> Any:
-    """A form's text as the number that the field wants."""
-    kind = asked.SPECS[name].kind
-    if not isinstance(value, str) or kind not in ("whole", "number"):
-        return value
-    try:
-        return int(value) if kind == "whole" else float(value)
-    except ValueError:
-        return value
 
 
 def _pictures(pictures: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,7 +224,7 @@ async def _answer(studio: Studio, http: Request, body: dict[str, Any], pictures:
     painted = await studio.pictures(order, gone=gone(http))
     return {
         "created": int(time.time()),
-        "data": [{"b64_json": await asyncio.to_thread(how.text, picture)} for picture in painted],
+        "data": [{"b64_json": await how.text(picture)} for picture in painted],
         **how.facts(),
     }
 
@@ -239,9 +235,9 @@ class _Written:
     def __init__(self, kind: str, compression: int | None, order: Order) -> None:
         self.kind, self.quality, self.plan = kind, 100 if compression is None else compression, order.plan
 
-    def text(self, picture: Picture) -> str:
+    async def text(self, picture: Picture) -> str:
         options = {} if self.kind == "png" else {"quality": max(1, min(95, self.quality))}
-        return to_base64(picture, FORMATS[self.kind], **options)
+        return await aside(lambda: to_base64(picture, FORMATS[self.kind], **options))
 
     def facts(self) -> dict[str, Any]:
         width, height = (self.plan.hires or self.plan).size
@@ -296,11 +292,11 @@ async def _events(
             if isinstance(one, Stepped) and one.preview is not None:
                 number = sent[one.index] = sent.get(one.index, -1) + 1
                 more = {"partial_image_index": number}
-                yield await asyncio.to_thread(_event, f"{event}.partial_image", how, one.preview, more)
+                yield await _event(f"{event}.partial_image", how, one.preview, more)
             elif isinstance(one, Painted):
-                yield await asyncio.to_thread(_event, f"{event}.completed", how, one.picture, {})
+                yield await _event(f"{event}.completed", how, one.picture, {})
     except FewstepError as error:  # the answer has begun: what went wrong can only be one more event
-        yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': {'message': str(error)}})}\n\n"
+        yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': {'message': sentence_of(error)}})}\n\n"
 
 
 async def _again(first: Stepped | Painted, rest: AsyncIterator[Stepped | Painted]) -> AsyncIterator[Stepped | Painted]:
@@ -309,7 +305,7 @@ async def _again(first: Stepped | Painted, rest: AsyncIterator[Stepped | Painted
         yield one
 
 
-def _event(name: str, how: _Written, picture: Picture, more: dict[str, Any]) -> str:
+async def _event(name: str, how: _Written, picture: Picture, more: dict[str, Any]) -> str:
     facts = how.facts() if name.endswith("completed") else {k: v for k, v in how.facts().items() if k != "usage"}
-    body = {"type": name, "b64_json": how.text(picture), "created_at": int(time.time()), **facts, **more}
+    body = {"type": name, "b64_json": await how.text(picture), "created_at": int(time.time()), **facts, **more}
     return f"event: {name}\ndata: {json.dumps(body)}\n\n"

@@ -27,9 +27,11 @@ from fewstep.image import open_image
 from fewstep.pipeline import Pipeline
 from fewstep.plan import Plan
 from fewstep.request import SEED_COUNT, Request
+from fewstep.serve.answers import sentence_of
 from fewstep.serve.frames import Kind, Message
 from fewstep.serve.jobs import Studio
-from fewstep.serve.uploads import from_bytes
+from fewstep.serve.limits import Limits
+from fewstep.serve.uploads import aside, from_bytes
 
 LOG = logging.getLogger("fewstep.serve")
 MODES = ("canvas", "camera", "screen", "video", "prompt")
@@ -132,7 +134,7 @@ class Seat:
             depth=depth,
             changes=hello.changes,
             refine_after_s=REFINE_AFTER_S,
-            refine=lambda fields: better(pipe, hello, fields),
+            refine=lambda fields: better(pipe, hello, fields, studio.limits),
             moving=painter.moving,
         )
 
@@ -148,7 +150,7 @@ class Seat:
         ours = isinstance(error, FewstepError)
         if not ours:
             LOG.error("a live picture could not be painted", exc_info=error)
-        message = str(error) if ours else "This picture could not be painted."
+        message = sentence_of(error) if ours else "This picture could not be painted."
         retry_after_s = getattr(error, "retry_after_s", None)
         more |= {} if retry_after_s is None else {"retry_after": retry_after_s}
         self.say("error", code="busy" if retry_after_s is not None else code, message=message, **more)
@@ -167,6 +169,7 @@ class Seat:
     async def look_at(self, message: Message) -> None:
         """Decode a frame and hand it to the engine. Raises ImageError."""
         before = self.session.counts.dropped
+        # Not `aside`: a frame would wait behind somebody's large pictures. A session decodes one frame at a time.
         taken = await asyncio.to_thread(self._offer, message)
         self.second.dropped += self.session.counts.dropped - before
         if taken:
@@ -184,7 +187,7 @@ class Seat:
 
     async def look_at_mask(self, message: Message) -> None:
         """A mask for all frames that follow; black all over takes it away. Raises ImageError."""
-        mask = await asyncio.to_thread(lambda: from_bytes(message.payload, what="mask").convert("L"))
+        mask = await aside(lambda: from_bytes(message.payload, what="mask").convert("L"))
         self.mask = mask if mask.getextrema()[1] else None
         self.session.changes.forget()
 
@@ -193,7 +196,7 @@ class Seat:
         if revision <= self.revision:
             raise RequestError(f"The parameters' revision {revision} is not above {self.revision}, which came before.")
         fields = seeded(self.fields.patched(patch))
-        plan = await asyncio.to_thread(trial, self.pipe, self.hello, fields)
+        plan = await asyncio.to_thread(trial, self.pipe, self.hello, fields, self.studio.limits)
         self.session.depth = await asyncio.to_thread(self.studio.painting.depth, self.pipe, plan, self.session.period_s)
         self.fields, self.revision = fields, revision
         self.session.change(revision, fields)
@@ -275,20 +278,22 @@ class Seat:
         self._wake_viewers()
 
 
-def trial(pipe: Pipeline, hello: Hello, fields: LiveRequest) -> Plan:
+def trial(pipe: Pipeline, hello: Hello, fields: LiveRequest, limits: Limits) -> Plan:
     """The plan of a session's frames; nothing is painted. Raises FewstepError for what cannot be done."""
     side = pipe.model.family.size_px
     size = fields.request.width or side, fields.request.height or side
-    return pipe.plan(fields.of(None if hello.mode == "prompt" else Image.new("RGB", size)))
+    plan = pipe.plan(fields.of(None if hello.mode == "prompt" else Image.new("RGB", size)))
+    limits.check(plan)
+    return plan
 
 
-def better(pipe: Pipeline, hello: Hello, fields: LiveRequest) -> LiveRequest | None:
+def better(pipe: Pipeline, hello: Hello, fields: LiveRequest, limits: Limits) -> LiveRequest | None:
     """The parameters of an idle session's better picture: more steps, as many as its strength has; None without any."""
     usual = fields.request.steps or pipe.sampling.steps
     wanted = fields.refined(usual) if fields.refine else fields
     for steps in range(wanted.request.steps or usual, usual, -1):
         with contextlib.suppress(FewstepError):
-            trial(pipe, hello, found := wanted.patched({"steps": steps}))
+            trial(pipe, hello, found := wanted.patched({"steps": steps}), limits)
             return found
     return None
 

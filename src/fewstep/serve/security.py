@@ -18,6 +18,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
+from fewstep.errors import RequestError
+
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -27,6 +29,7 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 COOKIE = "fewstep_key"
 BODY_LIMIT = 32 * 2**20
+EMPTY_KEY = "The API key is empty, and everybody would have it. Give one of some length, or leave --api-key out."
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 OPEN = frozenset({"/", "/healthz", "/readyz", "/api/v1/login"})
 OPEN_FOLDER = "/assets/"
@@ -63,8 +66,11 @@ class Door:
         hosts: Collection[str] = (),
         body_limit: int = BODY_LIMIT,
     ) -> None:
+        """Raises RequestError for an empty key, which everybody would have."""
         self.app, self.body_limit = app, body_limit
         self.keys: tuple[str, ...] = (key,) if isinstance(key, str) else tuple(key or ())
+        if not all(key.strip() for key in self.keys):
+            raise RequestError(EMPTY_KEY)
         self.hosts = LOOPBACK | {host.lower() for host in hosts}
         self.failures: dict[str, deque[float]] = {}
         self.tickets: dict[str, float] = {}
@@ -76,11 +82,17 @@ class Door:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refused = self._refusal(scope, headers)
         if refused is not None:
-            return await _refuse(scope, send, *refused)
+            return await _refuse(scope, send if scope["type"] == "websocket" else _with_headers(send), *refused)
         scope["fewstep.door"] = self
         if scope["type"] == "websocket":
             return await self.app(scope, receive, send)
-        return await self.app(scope, self._limited(receive), _with_headers(send))
+        body = _Body(self.body_limit, receive, _with_headers(send))
+        try:
+            await self.app(scope, body.receive, body.send)
+        except Exception:
+            if not body.refused:  # else it complains of a body that ended too soon, and the client knows why
+                raise
+        return None
 
     def ticket(self, *, seconds: float = 30.0) -> str:
         """A word that opens one socket, once, for those who were let in: browsers cannot send keys with a socket."""
@@ -105,11 +117,11 @@ class Door:
             return 421, "This server does not answer to that host name. Start it with --host, or use localhost."
         unsafe = scope["type"] == "websocket" or scope["method"] not in SAFE
         origin = headers.get("origin")
-        if unsafe and origin is not None and urlsplit(origin).netloc.lower() != headers["host"].lower():
+        if unsafe and origin is not None and _site(origin) != headers["host"].lower():
             return 403, "This was sent by a page of another site. Use this server's own page, or a program."
         try:
             if int(headers.get("content-length", 0)) > self.body_limit:
-                return 413, f"The body has more than {self.body_limit} bytes. Send smaller pictures."
+                return 413, _too_long(self.body_limit)
         except ValueError:
             return 400, "The header Content-Length is not a number."
         return self._unknown(scope, headers)
@@ -152,17 +164,31 @@ class Door:
         words = dict(part.partition("=")[::2] for part in scope.get("query_string", b"").decode("latin-1").split("&"))
         return self.tickets.pop(words.get("ticket", ""), 0.0) > time.monotonic()
 
-    def _limited(self, receive: Receive) -> Receive:
-        """The body, cut off where it is longer than it may be, whatever its header said."""
-        taken = 0
 
-        async def limited() -> MutableMapping[str, Any]:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            return {"type": "http.disconnect"} if taken > self.body_limit else message
+class _Body:
+    """A body, cut off where it is longer than it may be, whatever its header said; the answer is then 413."""
 
-        return limited
+    def __init__(self, limit: int, receive: Receive, send: Send) -> None:
+        self.limit, self.taken, self.refused = limit, 0, False
+        self._receive, self._send = receive, send
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        message = await self._receive()
+        self.taken += len(message.get("body", b""))
+        if self.taken <= self.limit:
+            return message
+        if not self.refused:
+            self.refused = True
+            await _refuse({"type": "http", "headers": ()}, self._send, 413, _too_long(self.limit))
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if not self.refused:
+            await self._send(message)
+
+
+def _too_long(limit: int) -> str:
+    return f"The body has more than {limit} bytes. Send smaller pictures."
 
 
 def owner_of(scope: Scope) -> str:
@@ -214,6 +240,18 @@ def _name(host: str) -> str:
     return host.partition(":")[0] if host.count(":") == 1 else host
 
 
+def _site(origin: str) -> str:
+    """Host and port of an origin; "" where it has none.
+
+    >>> _site("http://LocalHost:7860"), _site("null"), _site("http://[")
+    ('localhost:7860', '', '')
+    """
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
 def _with_headers(send: Send) -> Send:
     async def sending(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -230,11 +268,16 @@ def _from_page(scope: Scope) -> bool:
     return any(name == b"sec-fetch-dest" and value == b"empty" for name, value in scope["headers"])
 
 
+def _openai_error(status: int, sentence: str) -> dict[str, Any]:
+    kind = "rate_limit_error" if status == 429 else "invalid_request_error"
+    return {"message": sentence, "type": kind, "param": None, "code": "invalid_api_key" if status == 401 else None}
+
+
 async def _refuse(scope: Scope, send: Send, status: int, sentence: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 4000 + status, "reason": sentence[:120]})
         return
-    body = json.dumps({"detail": sentence, "error": {"message": sentence, "type": "invalid_request_error"}}).encode()
+    body = json.dumps({"detail": sentence, "error": _openai_error(status, sentence)}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401 and not _from_page(scope):
         headers.append((b"www-authenticate", b'Basic realm="fewstep"'))

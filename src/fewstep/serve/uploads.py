@@ -1,21 +1,44 @@
 """Pictures as bytes and base64 texts. Those that come in are looked at by their header before anything is decoded.
 
 Only PNG, JPEG and WebP, only the first frame, at most 4096 pixels on a side; base64 with or without a data: prefix.
-What Pillow says of a bad file is not passed on.
+What Pillow says of a bad file is not passed on. Reading and writing belong `aside`: on a few threads, for a while.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import io
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from PIL import Image, ImageOps
 
+from fewstep.engine.work import BusyError
 from fewstep.errors import ImageError
 
 SIDE_LIMIT_PX = 4096
 FORMATS = ("PNG", "JPEG", "WEBP")
+THREADS, PATIENCE_S = 2, 20.0
+T = TypeVar("T")
+_POOL = ThreadPoolExecutor(THREADS, thread_name_prefix="fewstep-pictures")
+
+
+async def aside(work: Callable[[], T], *, patience_s: float | None = None) -> T:
+    """What `work` gives, on one of a few threads, so that others are answered meanwhile.
+
+    Raises:
+        BusyError: it takes, or waits, too long; and what `work` raises.
+    """
+    task = asyncio.get_running_loop().run_in_executor(_POOL, work)
+    try:
+        return await asyncio.wait_for(task, PATIENCE_S if patience_s is None else patience_s)
+    except TimeoutError:
+        raise BusyError(
+            "Reading or writing these pictures takes too long now. Try again, with smaller ones.", 5
+        ) from None
 
 
 def from_bytes(data: bytes, *, what: str = "image") -> Image.Image:
