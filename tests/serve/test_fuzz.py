@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from fewstep.serve.limits import Limits
 from tests.null import NullPipeline, file_of, text_of
 
-EXAMPLES = pytest.mark.parametrize("examples", [12, pytest.param(500, marks=pytest.mark.slow)])
+EXAMPLES = pytest.mark.parametrize("examples", [8, pytest.param(500, marks=pytest.mark.slow)])
 TINY = Image.effect_noise((16, 16), 90).convert("RGB")
 WHOLE = [file_of(TINY, kind) for kind in ("PNG", "JPEG", "WEBP")]
 
