@@ -46,9 +46,9 @@ def png_of(side):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     press = zlib.compressobj(9)
-    row = bytes([0]) + b"\xff" * (3 * side)
+    row = bytes([0]) + b"\xff" * side
     rows = b"".join(press.compress(row) for _ in range(side)) + press.flush()
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 

@@ -7,6 +7,7 @@ in test_watched.py, 11 (fuzzers) in test_fuzz.py.
 
 import secrets
 import socket
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,17 @@ RED = Image.effect_noise((64, 64), 90).convert("RGB")
 FEW = {"prompt": "a cat", "steps": 1, "seed": 1}
 
 
+@lru_cache
+def app_of(studio):
+    from fewstep.serve.app import application
+
+    return application(studio)
+
+
 def in_process(studio, **door):
     from starlette.testclient import TestClient
 
-    from fewstep.serve.app import application
-
-    return TestClient(security.Door(application(studio), **door), base_url=BASE, raise_server_exceptions=False)
+    return TestClient(security.Door(app_of(studio), **door), base_url=BASE, raise_server_exceptions=False)
 
 
 # ---- 1 and 2: where it listens, and keys
