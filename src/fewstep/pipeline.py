@@ -223,6 +223,14 @@ class Pipeline:
         self.runner.set_loras([(lora, weight, weight) for lora, weight in found])
         self.loras = found
 
+    def lora_names(self) -> dict[str, str]:
+        """The LoRAs that prompts may name, those of the folder read anew and the pipeline's own, each with the name it
+        was trained under.
+        """
+        shelf = None if self._lora_shelf is None else LoraShelf(self._lora_shelf.folder)
+        self._lora_shelf = shelf
+        return {**({} if shelf is None else shelf.names()), **{lora.name: lora.name for lora, _ in self.loras}}
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What was chosen and why, one sentence each."""

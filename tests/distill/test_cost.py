@@ -193,6 +193,7 @@ def test_the_speed_of_arithmetic_is_a_speed(precision):
     assert 1e4 < slow < fast < 1e15
 
 
+@pytest.mark.slow
 def test_eight_bit_moments_take_a_quarter():
     config, values = dict(tiny_unet("pictogram", **TINY).config), {"rank": 4, "batch": 1}
     whole, small = (predict(make_recipe(values | more), config) for more in ({}, {"optimiser": "adamw8bit"}))

@@ -94,7 +94,9 @@ def test_the_critic_learns_at_its_own_rate_and_is_not_shipped(new_run, values):
     assert not any("critic" in name for name in shipped)
 
 
-@pytest.mark.parametrize(("values", "name"), [(LORA, "first.safetensors"), (FULL, "first")])
+@pytest.mark.parametrize(
+    ("values", "name"), [(LORA, "first.safetensors"), pytest.param(FULL, "first", marks=pytest.mark.slow)]
+)
 def test_a_student_starts_from_a_finished_one(new_run, tmp_path, monkeypatch, values, name):
     passing(monkeypatch)
     first = new_run(values)
@@ -215,7 +217,7 @@ def passing(monkeypatch):
     monkeypatch.setattr(ending, "distance", lambda run, who, steps: {"student": 1.0, "guided": 2.0, "plain": 3.0}[who])
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_a_finished_lora_is_written_and_read_back(new_run, tmp_path, monkeypatch, precision):
     passing(monkeypatch)
     run = new_run(precision=precision)

@@ -70,7 +70,7 @@ def slow(*values, id):
 @pytest.mark.parametrize(
     "values",
     [
-        pytest.param(LORA | {"accumulate": 2}, id="accumulate"),
+        slow(LORA | {"accumulate": 2}, id="accumulate"),
         slow(FULL | SPLIT, id="full-split"),
         slow(MATCHING, id="matching"),
         slow(FULL, id="full"),

@@ -37,10 +37,11 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.embedded
 def test_students_are_found_and_drawn_lighter_too(folder):
-    (folder / "pcm.safetensors").write_bytes((module.assets_path() / "lcm-lora.safetensors").read_bytes())
+    stem, name = "pcm-adversarial", "PCM-adversarial"
+    (folder / f"{stem}.safetensors").write_bytes((module.assets_path() / "lcm-lora.safetensors").read_bytes())
     found = list(students(tiny_model("pictogram")))
-    assert [student.name for student in found] == ["LCM-LoRA", "PCM", f"PCM x {LIGHTER['pcm']}"]
-    assert [student.weight for student in found] == [1.0, 1.0, LIGHTER["pcm"]]
+    assert [student.name for student in found] == ["LCM-LoRA", name, f"{name} x {LIGHTER[stem]}"]
+    assert [student.weight for student in found] == [1.0, 1.0, LIGHTER[stem]]
     assert found[1].cell(4).steps == 4 and found[1].cell(4).lora
 
 
@@ -52,3 +53,12 @@ def test_cost_is_samples_minutes_and_where_it_began(folder):
         '{"samples_per_s": 0.1}\n{"samples_per_s": 0.2}\n{}\n'
     )
     assert cost_of("pcm-adversarial", {"fewstep.recipe": recipe})["minutes"] == pytest.approx((120 + 60) / 60)
+
+
+def test_between_teacher_and_student_the_weights_are_between(folder):
+    teacher, student = tiny_model("pictogram"), tiny_model("pictogram")
+    for weight in student.unet.parameters():
+        weight.data += 1.0
+    part = module.between(teacher, student, 0.25)
+    for start, end in zip(teacher.unet.parameters(), part.unet.parameters(), strict=True):
+        assert (end - start - 0.25).abs().max() < 1e-5

@@ -208,7 +208,13 @@ def test_fine_tuning_without_a_teacher_reaches_the_consistency_function_of_the_d
 
 
 @pytest.mark.parametrize(
-    ("name", "phases", "most"), [("pcm", 4, 0.05), ("tscd", 4, 0.12), ("tcd", 1, 0.08), ("tdd", 1, 0.03)]
+    ("name", "phases", "most"),
+    [
+        ("pcm", 4, 0.05),
+        ("tdd", 1, 0.03),
+        pytest.param("tscd", 4, 0.12, marks=pytest.mark.slow),
+        pytest.param("tcd", 1, 0.08, marks=pytest.mark.slow),
+    ],
 )
 def test_a_student_that_lands_on_the_way_jumps_along_the_flow(name, phases, most):
     """In four jumps, where the exact teacher is 0.22 off and needs two evaluations for each."""

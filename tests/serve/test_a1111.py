@@ -246,3 +246,30 @@ def test_health_and_metrics(http):
     lines = http.get("/metrics").text.splitlines()
     assert any(line.startswith("fewstep_evaluations_total ") for line in lines)
     assert http.get("/openapi.json").status_code == 200
+
+
+def test_loras_are_those_that_prompts_may_name(tmp_path):
+    from fewstep.pipeline import Pipeline
+    from fewstep.serve.jobs import Studio
+    from tests.serve.running import running
+    from tests.tiny import tiny_model
+
+    (tmp_path / "deep").mkdir()
+    pipe = Pipeline(tiny_model("sd15"), lora_folder=tmp_path)
+    with running(Studio(pipe)) as port:
+        address = f"http://127.0.0.1:{port}/sdapi/v1/loras"
+        assert httpx.get(address).json() == []
+        write_tiny_lora(tmp_path / "deep" / "ink.safetensors")
+        assert [(one["name"], one["path"]) for one in httpx.get(address).json()] == [("ink", "ink")]
+        order = {"prompt": "a cat <lora:ink:1>", "steps": 1, "seed": 1, "width": 64, "height": 64}
+        painted = httpx.post(address.replace("loras", "txt2img"), json=order, timeout=30)
+        assert "Lora hashes: " in painted.json()["info"]
+
+
+def write_tiny_lora(path):
+    import torch
+
+    from fewstep.checkpoints.lora import write_lora
+
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    write_lora(path, {name: (torch.zeros(2, 32), torch.zeros(32, 2))}, alpha=2.0)

@@ -73,6 +73,10 @@ class LoraShelf:
                     return found[0]
         return None
 
+    def names(self) -> dict[str, str]:
+        """Every LoRA's name, and the one it was trained under."""
+        return {self._stems[path]: self._trained[path] or self._stems[path] for path in self.files}
+
     @cached_property
     def _stems(self) -> Mapping[Path, str]:
         return {path: path.stem for path in self.files}

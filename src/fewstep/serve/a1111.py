@@ -252,10 +252,9 @@ def _lists(routes: APIRouter, studio: Studio) -> None:
 
     @routes.get("/sdapi/v1/loras")
     async def loras() -> list[Values]:
-        """The LoRAs of the first model."""
-        return [
-            {"name": lora.name, "alias": lora.name, "path": lora.name, "metadata": {}} for lora, _ in studio.pipe.loras
-        ]
+        """What `<lora:name:weight>` may name."""
+        found = await asyncio.to_thread(studio.pipe.lora_names)
+        return [{"name": name, "alias": alias, "path": name, "metadata": {}} for name, alias in found.items()]
 
     @routes.get("/sdapi/v1/cmd-flags")
     async def flags() -> Values:
