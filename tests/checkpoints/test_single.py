@@ -18,6 +18,8 @@ from tests.tiny import tiny_folder, tiny_taesd
 FAMILIES = {"inpainting": "sd15", "lcm": "sd15"}
 UNET = "model.diffusion_model."
 
+KINDS = [pytest.param(kind, marks=pytest.mark.slow if kind in ("vega", "lcm") else ()) for kind in WHOLE]
+
 
 @lru_cache
 def written(kind):
@@ -42,7 +44,7 @@ def same(one, other):
     return True
 
 
-@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_foreign_file_is_known_by_its_shapes(tmp_path, kind):
     prediction = "v" if kind == "sd2" else None
     path = foreign(kind, tmp_path / "x.safetensors")
@@ -56,7 +58,7 @@ def test_a_foreign_file_is_known_by_its_shapes(tmp_path, kind):
     assert found.vae.config.scaling_factor == whole.vae.config.scaling_factor
 
 
-@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_file_to_folder_to_file_changes_no_byte(tmp_path, kind):
     folder = save_model(load_stored(written(kind)), tmp_path / kind)
     assert save_single(load_stored(folder), tmp_path / "x.safetensors").read_bytes() == written(kind).read_bytes()

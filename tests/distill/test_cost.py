@@ -75,7 +75,11 @@ def test_what_is_written_into_the_result_is_what_was_trained(path):
 
 @pytest.mark.parametrize(
     ("name", "millions", "lora", "tensors", "teraflop"),
-    [(SD15, 859.52, 67.25, 556, 0.80), (SSD1B, 1331.33, 104.90, 846, 4.21), (SDXL, 2567.46, 196.75, 1576, 6.76)],
+    [
+        (SD15, 859.52, 67.25, 556, 0.80),
+        pytest.param(SSD1B, 1331.33, 104.90, 846, 4.21, marks=pytest.mark.slow),
+        (SDXL, 2567.46, 196.75, 1576, 6.76),
+    ],
 )
 def test_published_networks_have_their_known_sizes(name, millions, lora, tensors, teraflop):
     config = PUBLISHED[name]
@@ -109,7 +113,7 @@ def real_step(recipe):
     return student, run
 
 
-@pytest.mark.parametrize("name", ["full", "matching", "unguided"])
+@pytest.mark.parametrize("name", [pytest.param("full", marks=pytest.mark.slow), "matching", "unguided"])
 def test_operations_are_those_of_a_real_step(name, monkeypatch):
     recipe = make_recipe(SMALL_ONES[name])
     monkeypatch.setattr(costs, "_DRAWS", 1)  # so that no further step of the student is averaged in
@@ -120,7 +124,13 @@ def test_operations_are_those_of_a_real_step(name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "checkpointing"), [("lora", False), ("lora", True), ("full", False), ("matching", False)]
+    ("name", "checkpointing"),
+    [
+        ("lora", False),
+        ("full", False),
+        pytest.param("lora", True, marks=pytest.mark.slow),
+        pytest.param("matching", False, marks=pytest.mark.slow),
+    ],
 )
 def test_memory_is_what_the_allocator_gave_in_a_real_step(name, checkpointing):
     recipe = make_recipe(SMALL_ONES[name] | {"batch": 4, "checkpointing": checkpointing})
@@ -158,6 +168,7 @@ def test_the_average_walk_is_counted(monkeypatch):
     assert whole / 6 < (average - alone) / further < whole / 4
 
 
+@pytest.mark.slow
 @pytest.mark.embedded
 def test_the_command_needs_neither_data_nor_weights(tmp_path, capsys):
     recipe = tmp_path / "r.toml"

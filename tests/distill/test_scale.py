@@ -42,7 +42,9 @@ def gradients(run):
     return found
 
 
-@pytest.mark.parametrize("values", [LORA, MATCHING, FULL], ids=["lora", "matching", "full"])
+@pytest.mark.parametrize(
+    "values", [LORA, pytest.param(MATCHING, marks=pytest.mark.slow), FULL], ids=["lora", "matching", "full"]
+)
 def test_recomputed_gradients_are_the_same(new_run, values):
     """The second set of LoRA layers, too, is heard again in the backward pass, when the first is the chosen one."""
     plain = gradients(new_run(values, folder="a", clip=1e9))
@@ -95,7 +97,9 @@ def test_bfloat16_computes_networks_and_nothing_else(new_run, monkeypatch):
     assert {value.dtype for value in run.student.parameters.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("values", [LORA, MATCHING, FULL], ids=["lora", "matching", "full"])
+@pytest.mark.parametrize(
+    "values", [LORA, pytest.param(MATCHING, marks=pytest.mark.slow), FULL], ids=["lora", "matching", "full"]
+)
 def test_a_frozen_base_kept_in_bfloat16_is_what_autocast_makes_of_one_in_float32(new_run, values, monkeypatch):
     """Bit for bit; and the norms, whose weights autocast leaves alone, stay in float32."""
     kept = new_run(values, folder="a", clip=1e9, precision="bfloat16")

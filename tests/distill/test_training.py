@@ -32,7 +32,7 @@ def steps_of(run, count):
     "values",
     [
         pytest.param(LORA, id="lora"),
-        pytest.param(FULL, id="full"),
+        pytest.param(FULL, id="full", marks=pytest.mark.slow),
         pytest.param(MATCHING, id="matching", marks=pytest.mark.slow),
         pytest.param(LORA | CRITIC, id="lora with critic", marks=pytest.mark.slow),
         pytest.param(FULL | CRITIC, id="full with critic", marks=pytest.mark.slow),
@@ -267,8 +267,10 @@ def test_a_ruined_student_is_refused(new_run, tmp_path):
     [
         ({"student": 1.0, "plain": 2.0, "guided": {1: 3.0, 2: 0.5}}, True),  # two guided steps are four evaluations
         ({"student": 1.0, "plain": 2.0, "guided": {1: 0.9, 2: 0.5}}, False),
-        ({"student": 1.0, "plain": 0.9, "guided": {1: 3.0, 2: 3.0}}, False),
-        ({"student": float("nan"), "plain": 2.0, "guided": {1: 3.0, 2: 3.0}}, False),
+        pytest.param({"student": 1.0, "plain": 0.9, "guided": {1: 3.0, 2: 3.0}}, False, marks=pytest.mark.slow),
+        pytest.param(
+            {"student": float("nan"), "plain": 2.0, "guided": {1: 3.0, 2: 3.0}}, False, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_teacher_and_student_are_compared_at_equal_evaluations(new_run, tmp_path, monkeypatch, found, accepted):
