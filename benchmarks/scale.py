@@ -26,7 +26,7 @@ def parsed() -> argparse.Namespace:
     add("--full", type=float, default=0.7, help="how busy GPUs may be, so that frames do not wait")
     add("--gpu-price", type=float, default=2.0, help="dollars an hour, rented")
     add(
-        "--server-ms", type=float, default=6.0, help="of a core, for each frame: decoding, scheduling, encoding, socket"
+        "--server-ms", type=float, default=3.8, help="of a core, for each frame: decoding, scheduling, encoding, socket"
     )
     add("--core-price", type=float, default=0.04, help="dollars an hour, rented")
     add("--frame-kb", type=float, default=45.0, help="kilobytes of a frame, each way")

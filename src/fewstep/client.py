@@ -144,11 +144,15 @@ class Live:
 
     def newest(self, timeout_s: float | None = None) -> Painted | None:
         """The newest output that was not taken yet; waits for one, up to the timeout, then None."""
+        return (self._came(timeout_s) or [None])[-1]
+
+    def _came(self, timeout_s: float | None) -> list[Painted]:
+        """The outputs that were not taken yet, the last two at the most; waits for one."""
         with self._news:
             self._news.wait_for(lambda: self._waiting or self._fault or self._trouble, timeout_s)
             self._check()
-            newest, self._waiting = self._waiting[-1] if self._waiting else None, []
-            return newest
+            came, self._waiting = self._waiting, []
+            return came
 
     def paint(self, picture: Image.Image) -> Painted:
         """Send a picture and wait for what is painted from it."""
@@ -167,14 +171,12 @@ class Live:
         """Send pictures at the pace they come, and yield outputs as they come; at the end the last one's."""
         for picture in pictures:
             self.send(picture)
-            if (found := self.newest(0)) is not None:
-                yield found
+            yield from self._came(0)
         until = time.monotonic() + self.timeout_s
         while time.monotonic() < until:
-            found = self.newest(0.1)
-            if found is not None:
-                yield found
-            if self._skipped >= self._seq or (found is not None and found.final and found.source == self._seq):
+            came = self._came(0.1)
+            yield from came
+            if self._skipped >= self._seq or (came and came[-1].final and came[-1].source == self._seq):
                 return
 
     def snapshot(self) -> tuple[Image.Image, str]:
