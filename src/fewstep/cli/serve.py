@@ -95,6 +95,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise RequestError(f"--grace is {arguments.grace:g}, but it must be at least 0.")
     if arguments.given is not None and arguments.model is not None:
         raise RequestError(f"MODEL '{arguments.given}' and --model '{arguments.model}' were both given. Give one.")
+    _workers(arguments.workers or "1")
     if arguments.models is not None and not arguments.models.is_dir():
         raise RequestError(
             f"The folder '{arguments.models}' of --models does not exist. Give the folder of your models."
