@@ -18,7 +18,7 @@ from tests.tiny import tiny_folder, tiny_taesd
 FAMILIES = {"inpainting": "sd15", "lcm": "sd15"}
 UNET = "model.diffusion_model."
 
-KINDS = [pytest.param(kind, marks=pytest.mark.slow if kind in ("vega", "lcm") else ()) for kind in WHOLE]
+KINDS = [pytest.param(kind, marks=pytest.mark.slow if kind in ("vega", "ssd1b", "lcm") else ()) for kind in WHOLE]
 
 
 @lru_cache

@@ -172,6 +172,7 @@ def test_a_picture_that_turns_after_its_head_is_a_fault(tmp_path):
     assert set(batch.names) == {"s.tar/0000", "s.tar/0002"}
 
 
+@pytest.mark.slow
 def test_a_run_from_a_stream_resumes_bit_for_bit(tmp_path):
     (tmp_path / "data").mkdir()
     for number, size in enumerate([(64, 64)] * 5 + [(128, 64)] * 4):

@@ -82,6 +82,7 @@ def test_the_file_holds_the_best_weights(new_run, looks, tmp_path):
         assert torch.equal(layer.down, found[f"{name}.lora_A.fewstep.weight"].half())
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_remembers_its_best_and_its_patience(new_run, looks):
     looks(*VALLEY)
     first = new_run(KEEP, folder="parts")

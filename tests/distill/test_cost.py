@@ -44,8 +44,8 @@ SMALL_ONES = {
 
 
 def quick(path):
-    """Two methods on SD 1.5 run always; the rest, which take longer, on request."""
-    wanted = path.stem in ("lcm-sd15", "lcm-lora-sd15")
+    """One method on SD 1.5 runs always; the rest, which take longer, on request."""
+    wanted = path.stem == "lcm-lora-sd15"
     return pytest.param(path, id=path.stem, marks=() if wanted else pytest.mark.slow)
 
 

@@ -81,7 +81,9 @@ def test_matching_trains_two_sets_of_layers_and_ships_one(new_run, tmp_path, mon
     assert len(lora.layers) == len(before) // 4 and result.read_back_error < 2e-3
 
 
-@pytest.mark.parametrize("values", [LORA, FULL, MATCHING], ids=["lora", "full", "matching"])
+@pytest.mark.parametrize(
+    "values", [LORA, FULL, pytest.param(MATCHING, marks=pytest.mark.slow)], ids=["lora", "full", "matching"]
+)
 def test_the_critic_learns_at_its_own_rate_and_is_not_shipped(new_run, values):
     run = new_run(values | CRITIC | {"rival_rate": 3.0})
     before = {name: value.detach().clone() for name, value in run.student.parameters.items()}
@@ -315,6 +317,7 @@ def test_what_comes_out_is_sampled_as_it_was_trained_to_be(
     assert plan.guidance == (1 + run.recipe.w if values is FULL else 1.0) and plan.embedded == (values is FULL)
 
 
+@pytest.mark.slow
 def test_a_matched_lora_is_sampled_by_its_segments(new_run, tmp_path, monkeypatch):
     passing(monkeypatch)
     run = new_run(MATCHING)

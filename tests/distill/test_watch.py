@@ -44,6 +44,7 @@ def test_tensorboard_holds_every_number_and_the_grids(new_run):
     assert [event.step for event in events.Images("samples")] == [0, 2, 4]
 
 
+@pytest.mark.slow
 def test_wandb_writes_an_offline_run(new_run, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "online")  # whatever the environment says, nothing is sent
@@ -73,6 +74,7 @@ def test_a_log_whose_package_is_missing_is_one_sentence(new_run, monkeypatch, na
         next(train(run))
 
 
+@pytest.mark.slow
 def test_waiting_for_data_is_a_share_of_the_step(new_run, monkeypatch):
     run = new_run(LORA, steps=2)
     batch = run.cache.batch
@@ -90,6 +92,7 @@ def test_waiting_for_data_is_a_share_of_the_step(new_run, monkeypatch):
     assert 0 <= report.data_wait < min(each.data_wait for each in reports)
 
 
+@pytest.mark.slow
 def test_the_judge_reads_the_looks(new_run, monkeypatch):
     from fewstep.distill import report as looking
 
@@ -119,6 +122,7 @@ def test_the_shipped_judge_recognises_what_captions_name():
     assert score(np.repeat(blank, 2, 0), ["a cat", "a dog"]) in (0.0, 0.5)
 
 
+@pytest.mark.slow
 def test_a_clip_model_scores_the_looks_and_keeps_the_best(new_run, tmp_path):
     folder = write_clip(tmp_path / "clip")
     run = new_run(LOOKS, steps=1, look_clip=str(folder), keep_best="clip:2")

@@ -119,6 +119,7 @@ def test_two_processes_resume_bit_for_bit(cache, tmp_path):
     assert all(value.equal(other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_another_number_of_items_is_refused(cache, tmp_path):
     save(trained(LORA, cache, tmp_path, steps=0)[0])
     with pytest.raises(RecipeError, match=r"with 2 items.*1 x batch = 4.*product is 2"):

@@ -110,6 +110,7 @@ def test_a_block_that_halves(network, weights):
     torch.testing.assert_close(network.Mixed_6a(x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_every_kind_of_file_gives_the_same_features(network, weights, tmp_path):
     class Script(torch.nn.Module):

@@ -191,6 +191,7 @@ def test_an_mlp_student_comes_near_the_consistency_function():
     assert error_of(student, schedule, 50) < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.slow)])
 def test_the_continuous_student_reaches_the_consistency_function(prediction):
     """Within the finite difference's own error: 0.44 as the teacher."""
@@ -211,7 +212,7 @@ def test_fine_tuning_without_a_teacher_reaches_the_consistency_function_of_the_d
     ("name", "phases", "most"),
     [
         ("pcm", 4, 0.05),
-        ("tdd", 1, 0.03),
+        pytest.param("tdd", 1, 0.03, marks=pytest.mark.slow),
         pytest.param("tscd", 4, 0.12, marks=pytest.mark.slow),
         pytest.param("tcd", 1, 0.08, marks=pytest.mark.slow),
     ],
@@ -224,6 +225,7 @@ def test_a_student_that_lands_on_the_way_jumps_along_the_flow(name, phases, most
     assert jumping_error(student, schedule, 4) < most < jumping_error(exact_output(schedule, MU_W), schedule, 4) / 1.5
 
 
+@pytest.mark.slow
 def test_a_critic_leaves_a_consistent_student_where_it_belongs():
     """Drawn and wanted are one distribution there, so that the critic has nothing to say (PCM, theorem 6)."""
     schedule = Schedule(scaled_linear(), "v_prediction")
