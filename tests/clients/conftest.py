@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from tests.serve.null import NullPipeline
-from tests.serve.running import running
+from tests.serve.running import asking, running
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,5 @@ def server(studio):
 
 @pytest.fixture(scope="session")
 def http(server):
-    import httpx
-
-    with httpx.Client(base_url=f"http://127.0.0.1:{server}", timeout=60) as client:
+    with asking(server) as client:
         yield client

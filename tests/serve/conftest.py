@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.serve.running import running
+from tests.serve.running import asking, running
 
 pytest.importorskip("fastapi")
 
@@ -50,9 +50,7 @@ def null_server(null):
 
 @pytest.fixture(scope="session")
 def http(null_server):
-    import httpx
-
-    with httpx.Client(base_url=f"http://127.0.0.1:{null_server}", timeout=30) as client:
+    with asking(null_server) as client:
         yield client
 
 

@@ -36,6 +36,15 @@ def wait_until(true, within_s=10.0):
     raise AssertionError("it did not come true")
 
 
+@contextmanager
+def asking(port):
+    """An HTTP client of the server at this port."""
+    import httpx
+
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        yield client
+
+
 def painting_away(kind):
     """Pictures are painted by one "process", or by one actor on "ray"."""
     from fewstep.engine.fleet import Fleet

@@ -16,7 +16,7 @@ from fewstep.serve import journal
 from fewstep.serve.jobs import Studio
 from fewstep.serve.journal import Journal, Lines
 from fewstep.serve.orders import LeavingError
-from tests.serve.running import running, wait_until
+from tests.serve.running import asking, running, wait_until
 
 ORDER = {"prompt": "a secret cat", "steps": 2, "cfg_scale": 1, "width": 64, "height": 64, "sampler_name": "LCM"}
 GENERATION = {"prompt": "a secret cat", "steps": 2, "size": "64x64"}
@@ -48,7 +48,7 @@ def gate(studio):
 
 @pytest.fixture(scope="module")
 def http(server):
-    with httpx.Client(base_url=f"http://127.0.0.1:{server}", timeout=30) as client:
+    with asking(server) as client:
         yield client
 
 

@@ -162,9 +162,7 @@ class Socket:
         elif kind == "params":
             await self._params(_whole(body, "rev"), body.get("patch"))
         elif kind == "pause":
-            seat.paused = bool(body.get("on"))
-            seat.session.pause(on=seat.paused)
-            seat.arrived.set()
+            seat.session.pause(on=bool(body.get("on")))
         elif kind == "snapshot":
             await self._snapshot()
         elif kind == "bye":
@@ -192,10 +190,7 @@ class Socket:
         while True:
             await seat.arrived.wait()
             seat.arrived.clear()
-            mask, seat.mask_came = seat.mask_came, None
-            picture = None
-            if not seat.paused:
-                picture, seat.came = seat.came, None
+            mask, picture, seat.mask_came, seat.came = seat.mask_came, seat.came, None, None
             for message, look in ((mask, seat.look_at_mask), (picture, seat.look_at)):
                 try:
                     if message is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import secrets
 import time
@@ -30,10 +29,10 @@ from fewstep.request import SEED_COUNT, Request
 from fewstep.serve.answers import sentence_of
 from fewstep.serve.frames import Kind, Message
 from fewstep.serve.jobs import Studio
+from fewstep.serve.journal import fault
 from fewstep.serve.limits import Limits
 from fewstep.serve.uploads import aside, from_bytes
 
-LOG = logging.getLogger("fewstep.serve")
 MODES = ("canvas", "camera", "screen", "video", "prompt")
 EXACT = ("canvas", "prompt")
 """Modes in which every pixel counts; the others are noisy."""
@@ -107,7 +106,6 @@ class Seat:
         self.came: Message | None = None
         self.mask_came: Message | None = None
         self.mask: Image.Image | None = None
-        self.paused = False
         self.news, self.arrived = asyncio.Event(), asyncio.Event()
         self.viewers: list[asyncio.Future[None]] = []
         self.second = Second()
@@ -149,7 +147,7 @@ class Seat:
         """Say what went wrong; what is not our own error is not for strangers."""
         ours = isinstance(error, FewstepError)
         if not ours:
-            LOG.error("a live picture could not be painted", exc_info=error)
+            fault("a live picture could not be painted", error)
         message = sentence_of(error) if ours else "This picture could not be painted."
         retry_after_s = getattr(error, "retry_after_s", None)
         more |= {} if retry_after_s is None else {"retry_after": retry_after_s}
