@@ -4,8 +4,9 @@
 
 fuse: into the weights, from a LoRA that is loaded. merge: and out again. weight: from one strength to another. file:
 from the file on disk to merged weights and out again. The UNet is random, of SD 1.5's size (--small: of 32 channels, to
-see that it runs); the LoRA has the modules of the published LCM-LoRA. Both must come to the same weights. --clock cpu
-counts a process' own time, for a machine with other work; take one thread then (OMP_NUM_THREADS=1).
+see that it runs), from a file in float16, as most are; the LoRA has the modules of the published LCM-LoRA. Both must
+come to the same weights. --clock cpu counts a process' own time, for a machine with other work; take one thread then
+(OMP_NUM_THREADS=1).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 from race import by_turns, report
 from torch import nn
 
+from fewstep.checkpoints.folder import load_part
 from fewstep.checkpoints.lora import LoraLayer, LoraStack, read_lora
 from fewstep.checkpoints.lora_save import save_lora
 from fewstep.models.family import family_of
@@ -70,10 +72,18 @@ def write_lcm_lora(unet: Any, folder: Path, rank: int) -> dict[str, Path]:
     return files
 
 
-def ours(unet: Any, path: Path) -> dict[str, Callable[[], None]]:
-    """fewstep."""
+def loaded(folder: Path) -> tuple[Any, Any]:
+    """The UNet from its file in float32, twice: as fewstep loads a model, and as diffusers does."""
+    other = type(random_unet(small=True)).from_pretrained(folder / "unet").eval().requires_grad_(False)
+    unet, stored = load_part(folder, "unet", dict(other.config), device="cpu", dtype=torch.float32)
     text = SimpleNamespace(encoders=[nn.Identity()])
-    stack = LoraStack(SimpleNamespace(unet=unet, text=text, family=family_of(unet.config)))  # type: ignore[arg-type]
+    stored = {f"unet.{name}": weight for name, weight in stored.items()}
+    return SimpleNamespace(unet=unet, text=text, family=family_of(unet.config), stored=stored), other
+
+
+def ours(model: Any, path: Path) -> dict[str, Callable[[], None]]:
+    """fewstep."""
+    stack = LoraStack(model)
     lora, strengths = read_lora(path), itertools.cycle(STRENGTHS)
 
     def fuse() -> None:
@@ -155,9 +165,12 @@ def main() -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        one, other = random_unet(small=args.small), random_unet(small=args.small)
-        files = write_lcm_lora(one, Path(folder), args.rank)
-        us, them = ours(one, files["kohya"]), theirs(other, files["diffusers"])
+        drawn = random_unet(small=args.small)
+        files = write_lcm_lora(drawn, Path(folder), args.rank)
+        drawn.half().save_pretrained(Path(folder) / "unet")
+        model, other = loaded(Path(folder))
+        one = model.unet
+        us, them = ours(model, files["kohya"]), theirs(other, files["diffusers"])
         size = sum(parameter.numel() for parameter in one.parameters())
         facts = {"benchmark": "lora_merge", "rank": args.rank, "parameters": size, "clock": args.clock}
         facts |= {"threads": torch.get_num_threads(), "processor": processor()}

@@ -74,7 +74,7 @@ def kind(request):
 def model_of(kind, encoders=None):
     """All that a stack needs to know of a model."""
     unet, text = tiny_unet(kind), SimpleNamespace(encoders=encoders or [nn.Identity()])
-    return SimpleNamespace(unet=unet, text=text, family=family_of(unet.config))
+    return SimpleNamespace(unet=unet, text=text, family=family_of(unet.config), stored={})
 
 
 def encoders():

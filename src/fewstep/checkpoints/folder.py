@@ -5,6 +5,7 @@ diffusers and transformers are imported when a part is built, and only the class
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,10 +27,19 @@ Source: TypeAlias = Path | SingleFile
 """Where a part is: a diffusers folder, or an opened file."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A weight as its file has it, mapped from disk, and the `_version` that the loaded one has until it is changed."""
+
+    tensor: Tensor
+    version: int
+
+
 def load_part(
     source: Source, part: str, config: Mapping[str, Any], *, device: str, dtype: torch.dtype | None = None
-) -> Any:
-    """One part ("unet", "vae", "text_encoder", "text_encoder_2") with its weights, in eval mode, without gradients.
+) -> tuple[Any, dict[str, Stored]]:
+    """One part ("unet", "vae", "text_encoder", "text_encoder_2") with its weights, in eval mode, without gradients;
+    and those of them that the file holds still, exactly and in memory of its own.
 
     dtype None keeps every weight in the number format it is stored in. Raises CheckpointError naming the file when
     weights are missing, of the wrong shape, not finite, not floating-point numbers or unknown.
@@ -43,7 +53,16 @@ def load_part(
         _check_overflow(ready, file)
     module.load_state_dict(ready, assign=True, strict=True)
     _fill_position_ids(module, device)
-    return module.eval().requires_grad_(False)
+    stored = {
+        name: Stored(tensor, ready[name]._version) for name, tensor in tensors.items() if _holds(tensor, ready[name])
+    }
+    return module.eval().requires_grad_(False), stored
+
+
+def _holds(stored: Tensor, loaded: Tensor) -> bool:
+    """Is the stored tensor, in memory of its own, what the loaded one was made from without loss?"""
+    wider = loaded.dtype == torch.float32 and stored.element_size() < loaded.element_size()
+    return stored is not loaded and (wider or stored.dtype == loaded.dtype)
 
 
 def config_path(source: Source, part: str) -> Path:

@@ -54,6 +54,9 @@ class Model:
     vae_path: Path | None = None
     """Where the VAE is from, if not from `path`."""
 
+    stored: Mapping[str, folders.Stored] = field(default_factory=dict)
+    """Weights ("unet.conv_in.weight") that can be read again from their files, so nobody need keep a copy of them."""
+
     @cached_property
     def content_hash(self) -> str:
         """First 10 hexadecimal digits of the SHA-256 of the UNet's files, or the single file; made when asked for."""
@@ -101,9 +104,13 @@ def _load(found: Description, device: str, dtype: torch.dtype | None, reason: st
     configs, family = found.configs, found.family
     vae_dtype, notes = (dtype, ()) if dtype is None else _vae_dtype(configs["vae"], family, dtype)
 
+    stored: dict[str, folders.Stored] = {}
+
     def part(name: str, dtype: torch.dtype | None) -> Any:
         source = found.sources.get(name, found.path)
-        return folders.load_part(source, name, configs[name], device=device, dtype=dtype)
+        module, kept = folders.load_part(source, name, configs[name], device=device, dtype=dtype)
+        stored.update({f"{name}.{key}": weight for key, weight in kept.items()})
+        return module
 
     text = _text(found, part, dtype)
     vae, unet = part("vae", vae_dtype), part("unet", dtype)
@@ -122,6 +129,7 @@ def _load(found: Description, device: str, dtype: torch.dtype | None, reason: st
         configs=configs,
         metadata=found.metadata,
         vae_path=_lent_vae(found),
+        stored=stored,
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fewstep.checkpoints.description import Sampling
 from fewstep.checkpoints.files import read_tensors, write_safetensors
+from fewstep.checkpoints.folder import Stored
 from fewstep.checkpoints.load import Model
 from fewstep.checkpoints.lora_apply import Merge, Strength, add, additions, part_of, strength_of
 from fewstep.checkpoints.lora_families import Layer, LoraLayer
@@ -55,9 +56,10 @@ class LoraStack:
     """The LoRAs merged into one model's weights, in place. Take a model's from `stack_of`.
 
     `state` tells what is merged. Setting the same again does nothing; any other stack is merged anew from the untouched
-    weights, which are kept on the CPU while they differ from the model's: `set([])` restores every bit of them. On a
-    CPU they are not copied, but put aside, and the merged ones' memory stays for the next LoRA: new memory costs more
-    than a merge. What was merged before and is worth keeping is kept, up to `CACHE_BYTES`.
+    weights: `set([])` restores every bit of them. They are those of the file, where it has them exactly (half precision
+    on disk, float32 here; or the same format, on a GPU); else they are kept on the CPU while they differ from the
+    model's. Then, on a CPU, they are not copied, but put aside, and the merged ones' memory stays for the next LoRA:
+    new memory costs more than a merge. What was merged before and is worth keeping is kept, up to `CACHE_BYTES`.
     """
 
     def __init__(self, model: Model) -> None:
@@ -66,6 +68,7 @@ class LoraStack:
         self.notes: tuple[str, ...] = ()
         self._family = model.family
         self._weights = weights_of(model)
+        self._stored = _stored_weights(model, self._weights)
         self._base: dict[str, Tensor] = {}
         self._spare: dict[str, Tensor] = {}
         self._worth_keeping = False
@@ -104,10 +107,7 @@ class LoraStack:
     def _merge(self, name: str, parts: Iterable[tuple[Layer, float]], held: Tensor | None) -> None:
         weight, base = self._weights[name], self._base.get(name)
         if base is None:
-            base = self._base[name] = weight.detach().to("cpu")
-            if base.device == weight.device:
-                spare = self._spare.pop(name, None)
-                weight.data = base.clone() if spare is None else spare.copy_(base)
+            base = self._base[name] = self._put_aside(name)
         elif held is None and weight.dtype == torch.float32:
             weight.copy_(base)
         if held is not None:
@@ -119,6 +119,18 @@ class LoraStack:
         if total is not weight:
             weight.copy_(total)
 
+    def _put_aside(self, name: str) -> Tensor:
+        """The untouched weight, on the CPU; the model's has memory of its own then."""
+        weight, stored = self._weights[name], self._stored.get(name)
+        if stored is not None and stored.version == weight._version:
+            return stored.tensor
+        self._stored.pop(name, None)  # changed since it was loaded
+        base = weight.detach().to("cpu")
+        if base.device == weight.device:
+            spare = self._spare.pop(name, None)
+            weight.data = base.clone() if spare is None else spare.copy_(base)
+        return base
+
     def _is_costly(self, found: Mapping[str, Sequence[tuple[Layer, float]]]) -> bool:
         """Is a copy quicker than merging again? A plain LoRA on the CPU is merged as quickly as it is copied."""
         layers = (layer for parts in found.values() for layer, _ in parts)
@@ -127,7 +139,10 @@ class LoraStack:
 
     def _restore(self, name: str) -> None:
         weight, base = self._weights[name], self._base.pop(name)
-        if base.device == weight.device:
+        if name in self._stored:
+            weight.copy_(base)
+            self._stored[name] = Stored(base, weight._version)
+        elif base.device == weight.device:
             self._spare[name], weight.data = weight.data, base
         else:
             weight.copy_(base)
@@ -236,6 +251,18 @@ def weights_of(model: Model) -> dict[str, Any]:
             found |= {name: module.weight} if module.weight is not None else {}
             found |= {f"{name}.bias": module.bias} if module.bias is not None else {}
     return found
+
+
+def _stored_weights(model: Model, weights: Mapping[str, Any]) -> dict[str, Stored]:
+    """Those of the weights that a file still holds, under the same names."""
+    roots = {"unet": model.unet, "text_encoder": model.text.encoders[0], "text_encoder_2": model.text.encoders[-1]}
+    ids = {
+        id(weight): model.stored[f"{part}.{name}"]
+        for part, root in roots.items()
+        for name, weight in root.named_parameters()
+        if f"{part}.{name}" in model.stored
+    }
+    return {name: ids[id(weight)] for name, weight in weights.items() if id(weight) in ids}
 
 
 def _kohya_tensors(layers: Mapping[str, tuple[Tensor, Tensor]], alpha: float) -> dict[str, Tensor]:

@@ -94,10 +94,13 @@ class Graph:
         return self.reshape_like(self.add("Transpose", x_BLC, perm=[0, 2, 1]), like_BCHW)
 
     def conv(self, x_BCHW: str, name: str, *, stride: int = 1, pads: Sequence[int] | None = None) -> str:
-        """A convolution with bias; padded to keep the size unless `pads` (top, left, bottom, right) says otherwise."""
+        """A convolution, with bias where it has one; padded to keep the size unless `pads` (top, left, bottom, right)
+        says otherwise.
+        """
         kernel = list(self.shapes[self.weight(f"{name}.weight")][2:])
         around = [side // 2 for side in kernel * 2] if pads is None else list(pads)
-        inputs = (x_BCHW, f"{name}.weight", self.weight(f"{name}.bias"))
+        bias = (self.weight(f"{name}.bias"),) if f"{name}.bias" in self.shapes else ()
+        inputs = (x_BCHW, f"{name}.weight", *bias)
         return self.add("Conv", *inputs, kernel_shape=kernel, pads=around, strides=[stride, stride])
 
     def gemm(self, x_BD: str, name: str) -> str:
