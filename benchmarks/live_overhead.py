@@ -31,11 +31,11 @@ from fewstep.runners import OnnxRunner
 class NullRunner(OnnxRunner):
     """Text and noise as always; pictures are neither encoded nor decoded."""
 
-    def encode(self, pixels_BHWC: np.ndarray) -> np.ndarray:
+    def encode(self, pixels_BHWC: np.ndarray, *, tiny: bool = False) -> np.ndarray:
         """Nothing, of the size of latents."""
         return np.zeros((len(pixels_BHWC), 4, pixels_BHWC.shape[1] // 8, pixels_BHWC.shape[2] // 8), np.float32)
 
-    def decode(self, z_BCHW: Any) -> np.ndarray:
+    def decode(self, z_BCHW: Any, *, tiny: bool = False) -> np.ndarray:
         """Black pictures."""
         return np.zeros((len(z_BCHW), 8 * z_BCHW.shape[2], 8 * z_BCHW.shape[3], 3), np.uint8)
 

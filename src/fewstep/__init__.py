@@ -35,6 +35,7 @@ def load(
     dtype: str | None = None,
     base: str | Path | None = None,
     vae: str | Path | None = None,
+    tiny_vae: str | Path | None = None,
     prediction: str | None = None,
     lora_folder: str | Path | None = None,
     embeddings: str | Path | Sequence[str | Path] | None = None,
@@ -44,15 +45,16 @@ def load(
     lora is a path, a (path, weight) pair, or a list of them; False or () for none. The embedded model brings its own
     few-step LoRA unless told otherwise. device and dtype are chosen when not given; `pipe.notes` says what and why.
     base is a model that lends what the file lacks (a UNet alone has no text encoder and no VAE), vae another VAE's file
-    or model, prediction ("eps", "v") what the UNet predicts where its file does not say. lora_folder is where the names
-    in prompts are looked up, embeddings are textual inversions: files, or folders of them.
+    or model, tiny_vae a tiny one (TAESD) for previews and live pictures, prediction ("eps", "v") what the UNet predicts
+    where its file does not say. lora_folder is where the names in prompts are looked up, embeddings are textual
+    inversions: files, or folders of them.
 
     Raises:
         CheckpointError: the model cannot be loaded. LoraError: a LoRA cannot. DeviceError: no such device.
     """
     from fewstep.pipeline import load as load_pipeline
 
-    parts = {"base": base, "vae": vae, "prediction": prediction}
+    parts = {"base": base, "vae": vae, "tiny_vae": tiny_vae, "prediction": prediction}
     shelves = {"lora_folder": lora_folder, "embeddings": embeddings}
     return load_pipeline(path, lora=lora, device=device, dtype=dtype, **parts, **shelves)
 

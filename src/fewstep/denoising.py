@@ -67,7 +67,7 @@ def begin(
     if ensd:
         how["noise"] = _numbered(runner.noise([seed + ensd for seed in seeds], plan.size, rng))
     if plan.image is not None and known_BCHW is None:
-        known_BCHW = second.encode(runner, np.asarray(plan.image)[None], plan.request.tile)
+        known_BCHW = second.encode(runner, np.asarray(plan.image)[None], plan.request.tile, tiny=plan.tiny)
     if known_BCHW is None:
         return Begun(z_BCHW, how)
     known_BCHW = second.placed(known_BCHW, like=z_BCHW)

@@ -37,7 +37,16 @@ EXACT = {"prompt": "Exact prompt", "negative_prompt": "Exact negative prompt"}
 KEYS = (
     *("Steps", "Sampler", "Schedule type", "Schedule max sigma", "Schedule min sigma", "Schedule rho", "CFG scale"),
     *("Distilled CFG Scale", "Image CFG scale", "Seed", "Face restoration", "Size", "Model hash", "Model"),
-    *("FP8 weight", "Cache FP16 weight for LoRA", "VAE hash", "VAE", "Variation seed", "Variation seed strength"),
+    *(
+        "FP8 weight",
+        "Cache FP16 weight for LoRA",
+        "VAE hash",
+        "VAE",
+        "VAE Encoder",
+        "VAE Decoder",
+        "Variation seed",
+        "Variation seed strength",
+    ),
     *("Seed resize from", "Denoising strength", "Conditional mask weight", "Clip skip", "ENSD"),
     *("Token merging ratio", "Token merging ratio hr", "Init image hash", "RNG", "Tiling"),
     *("Hires checkpoint", "Hires sampler", "Hires schedule type", "Hires CFG Scale", "Hires prompt"),
@@ -62,8 +71,12 @@ FIELDS: tuple[tuple[str, str, type[int] | type[float] | type[str]], ...] = (
 )
 """Field of `Request`, key, what its text is; Size, Schedule type, Timestep table and RNG are rules of their own."""
 
+AUTOENCODERS: Mapping[str, dict[str, str]] = {"taesd": {"autoencoder": "tiny"}, "full": {"autoencoder": "full"}}
+"""A1111's word for what decoded a picture -> the field of `Request`."""
+
 RECORDS = {
     *("Size", "Schedule type", "Timestep table", "RNG", "Denoising strength", "Init image hash", "Mask hash"),
+    *("VAE Encoder", "VAE Decoder"),
     *("Model hash", "Model", "VAE hash", "VAE", "Lora hashes", "TI hashes", "Loras", "LCM origin steps", "Hashes"),
     *("Device", "Precision", "Version", "User", "App", "Batch size", "Batch pos", "Created by", "Civitai metadata"),
     *("Civitai resources", "Init image", "First pass size", "Template", "Negative Template", "Script"),
@@ -326,6 +339,7 @@ def fields_of(info: Infotext) -> dict[str, Any]:
     absent, rng = ("", "CPU") if info.ours else ("Automatic", "GPU")
     schedule = settings.get("Timestep table") or settings.get("Schedule type", absent)
     fields |= {"schedule": schedule} if schedule else {}
+    fields |= AUTOENCODERS.get(settings.get("VAE Decoder", "").lower(), {})
     return fields | {"rng": "cpu" if settings.get("RNG", rng).upper() == "CPU" else "nv"} | hires_fields(settings)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -55,7 +55,7 @@ class PictureStep:
     step: Step
     first: int
     plan: Plan
-    finish: Callable[[Array, int], list[Picture]]
+    finish: Callable[..., list[Picture]]
 
     @property
     def index(self) -> int:
@@ -73,8 +73,10 @@ class PictureStep:
         return self.step.index + 1 == self.step.count
 
     def preview(self) -> list[Picture]:
-        """The pictures as the model predicts them at this step: one decoding, no model evaluation."""
-        return self.finish(self.step.z0, self.first)
+        """The pictures as the model predicts them at this step: by the tiny autoencoder where there is one, else each
+        latent as a colour; no model evaluation.
+        """
+        return self.finish(self.step.z0, self.first, preview=True)
 
     def pictures(self) -> list[Picture]:
         """The pictures as they stand after this step; after the last one they are the result."""
@@ -167,13 +169,13 @@ class Pipeline:
             later = evaluations(plan.hires.sampler, other.model.schedule, plan.hires.timesteps)
         for step in self._denoise(plan, first, count):
             counted = replace(step, count=step.count + later)
-            yield PictureStep(counted, first, plan, lambda z, start: self.finish(plan, z, start, self.runner))
+            yield PictureStep(counted, first, plan, partial(self.finish, plan, runner=self.runner))
         if plan.hires is None or step is None:
             return
         known_BCHW, done = second.enlarge((self.runner, other.runner), plan, step.z), step.index + 1
         for step in other._denoise(plan.hires, first, count, known_BCHW):
             counted = replace(step, index=done + step.index, count=done + step.count)
-            yield PictureStep(counted, first, plan, lambda z, start: self.finish(plan, z, start, other.runner))
+            yield PictureStep(counted, first, plan, partial(self.finish, plan, runner=other.runner))
 
     def _denoise(self, plan: Plan, first: int, count: int, known_BCHW: Array | None = None) -> Iterator[Step]:
         denoiser = self.denoiser(plan)
@@ -270,7 +272,8 @@ class Pipeline:
         embedded = self.model.sampling.embedded_guidance
         sampling = own[-1] if own and not embedded else self.model.sampling
         family = self.model.family
-        return Defaults(sampling, embedded, family.size_px, self.model.schedule, xl=family.text_encoders > 1)
+        xl, tiny = family.text_encoders > 1, self.model.tiny
+        return Defaults(sampling, embedded, family.size_px, self.model.schedule, xl=xl, tiny=tiny)
 
     @cached_property
     def _model_hash(self) -> str:
@@ -299,11 +302,15 @@ class Pipeline:
         found = {name: self._embedding_shelf.hash(name) for name in self._embeddings(plan)}
         return {"TI hashes": ", ".join(f"{name}: {digest}" for name, digest in found.items() if digest)}
 
-    def finish(self, plan: Plan, z_BCHW: Array, first: int, runner: Runner) -> list[Picture]:
+    def finish(self, plan: Plan, z_BCHW: Array, first: int, runner: Runner, *, preview: bool = False) -> list[Picture]:
         """Latents as pictures with their settings; `first` is the number of the first in its plan, `runner` whose
         autoencoder it takes.
         """
-        images = [Image.fromarray(pixels_HWC) for pixels_HWC in second.decode(runner, z_BCHW, plan.request.tile)]
+        tiny = (plan.hires or plan).tiny
+        pixels_BHWC = (
+            second.preview(runner, z_BCHW) if preview else second.decode(runner, z_BCHW, plan.request.tile, tiny=tiny)
+        )
+        images = [Image.fromarray(pixels_HWC) for pixels_HWC in pixels_BHWC]
         if plan.image is not None and plan.mask is not None:
             images = [paste_back(image, plan.image, plan.mask) for image in images]
         facts = self.facts(plan.tags) | self._embedding_facts(plan)

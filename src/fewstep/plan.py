@@ -69,7 +69,8 @@ class SamplingDefaults(Protocol):
 class Defaults:
     """What a plan needs to know of a model. `embedded`: guidance is an input of its UNet, not a second prediction.
 
-    `xl`: it is of SDXL's kind, for which "Align Your Steps" has a table of its own.
+    `xl`: it is of SDXL's kind, for which "Align Your Steps" has a table of its own. `tiny` is what its tiny autoencoder
+    is good for: "" where there is none, else "previews" or "pictures".
     """
 
     sampling: SamplingDefaults
@@ -77,6 +78,7 @@ class Defaults:
     size_px: int = 512
     schedule: Schedule = STABLE_DIFFUSION
     xl: bool = False
+    tiny: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class Plan:
 
     `stages` are the prompts, without LoRA tags, at each step; size is (width, height) in pixels; image and mask have
     that size. hashes are of the pictures as they were given; notes are sentences for the user. `window` is the side in
-    pixels of the windows it is painted in, 0 for the whole; `hires` is the second pass, which begins with `upscaler`,
-    `extra` what a picture records of it.
+    pixels of the windows it is painted in, 0 for the whole; `tiny`: by the tiny autoencoder; `hires` is the second
+    pass, which begins with `upscaler`, `extra` what a picture records of it.
     """
 
     request: Request
@@ -106,6 +108,7 @@ class Plan:
     hashes: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     window: int = 0
+    tiny: bool = False
     hires: Plan | None = None
     upscaler: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
@@ -141,6 +144,7 @@ class Plan:
             "Timestep table": "" if self.table in LABELS else self.table,
             "LCM origin steps": str(self.origin_steps) if self.table in ORIGIN_TABLES else "",
             "Guidance embedding": number_text(self.guidance) if self.embedded else "",
+            **_vae_types(self),
             "Tile": "" if request.tile is None else str(request.tile),
             **self.extra,
         }
@@ -193,7 +197,12 @@ def plan_of(request: Request, defaults: Defaults, start: Start | None = None) ->
         image=None if image is None else fit(image, size),
         mask=None if image is None or mask is None else fit_mask(mask, image.size, size),
         hashes=_hashes(image, mask),
-        notes=(*_notes(request, found, guidance, defaults.embedded), *_noise_note(request, sampler, times)),
+        notes=(
+            *_notes(request, found, guidance, defaults.embedded),
+            *_noise_note(request, sampler, times),
+            *_tiny_note(request, defaults),
+        ),
+        tiny=_is_tiny(request, defaults),
         window=_window(request.tile, size, defaults.size_px, known=strength < 1),
     )
 
@@ -260,6 +269,25 @@ def _noise_note(request: Request, sampler: Sampler, times: Sequence[float]) -> t
             "With this schedule 1 step begins at timestep 1, and paints noise. Use 3 or more, or another schedule.",
         )
     return ()
+
+
+def _vae_types(plan: Plan) -> dict[str, str]:
+    """A1111's keys and words for the tiny autoencoder; the full one is named where it was asked for."""
+    if not plan.tiny:
+        return {"VAE Decoder": "Full" if plan.request.autoencoder == "full" else ""}
+    return {"VAE Encoder": "TAESD" if plan.image else "", "VAE Decoder": "TAESD"}
+
+
+def _is_tiny(request: Request, defaults: Defaults) -> bool:
+    if request.autoencoder == "auto":
+        return defaults.tiny == "pictures"
+    return request.autoencoder == "tiny" and bool(defaults.tiny)
+
+
+def _tiny_note(request: Request, defaults: Defaults) -> tuple[str, ...]:
+    if request.autoencoder != "tiny" or defaults.tiny:
+        return ()
+    return ("This model has no tiny autoencoder, so the full one is used. Give one (TAESD) as --tiny-vae.",)
 
 
 def _notes(request: Request, found: tuple[Stage, ...], guidance: float, embedded: bool) -> tuple[str, ...]:

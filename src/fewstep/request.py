@@ -136,6 +136,14 @@ class Request:
         "original",
     )
     clip_skip: int = _field(Spec("whole", "which layer of the text encoder to read, counted from the last", 1, 12), 1)
+    autoencoder: str = _field(
+        Spec(
+            "name",
+            "what turns latents into pictures: the full one, the tiny one, or the smaller that is good enough",
+            choices=("auto", "full", "tiny"),
+        ),
+        "auto",
+    )
     hires_scale: float | None = _field(
         Spec("number", "second pass: paint the finished picture again at so many times its size", 1, 8, hint=_SCALE),
         None,

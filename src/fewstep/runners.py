@@ -30,6 +30,11 @@ Array: TypeAlias = Any
 class Runner(Protocol):
     """What a pipeline asks of a back end: arrays of its own kind; pictures as uint8 (B, height, width, 3)."""
 
+    @property
+    def model(self) -> Model | OnnxModel:
+        """The model that it runs."""
+        ...
+
     def read_lora(self, path: Path) -> Lora:
         """A LoRA made for this model's family; raises LoraError."""
         ...
@@ -56,12 +61,12 @@ class Runner(Protocol):
         """A function whose every call draws the next unit noise (B, 4, height / 8, width / 8), one generator a seed."""
         ...
 
-    def encode(self, pixels_BHWC: np.ndarray) -> Array:
-        """Pictures to latents, the same each time."""
+    def encode(self, pixels_BHWC: np.ndarray, *, tiny: bool = False) -> Array:
+        """Pictures to latents, the same each time; `tiny`: by the tiny autoencoder, which must be there."""
         ...
 
-    def decode(self, z_BCHW: Array) -> np.ndarray:
-        """Latents to pictures."""
+    def decode(self, z_BCHW: Array, *, tiny: bool = False) -> np.ndarray:
+        """Latents to pictures; `tiny` likewise."""
         ...
 
     def weights(self, cells_HW: np.ndarray) -> Array:
@@ -157,7 +162,7 @@ class TorchRunner:
         shape = (1, 4, size[1] // CELL_PX, size[0] // CELL_PX)
         return lambda: torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
 
-    def encode(self, pixels_BHWC: np.ndarray) -> Array:
+    def encode(self, pixels_BHWC: np.ndarray, *, tiny: bool = False) -> Array:
         """The mode of the posterior, not a draw from it."""
         import torch
 
@@ -165,17 +170,20 @@ class TorchRunner:
 
         image_BCHW = torch.from_numpy(pixels_BHWC.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.no_grad():
-            return encode(self.model.vae, image_BCHW.to(self.model.device))
+            return encode(self._vae(tiny), image_BCHW.to(self.model.device))
 
-    def decode(self, z_BCHW: Array) -> np.ndarray:
+    def decode(self, z_BCHW: Array, *, tiny: bool = False) -> np.ndarray:
         """One picture at a time: the decoder is the hungriest part, and batches gain it little."""
         import torch
 
         from fewstep.models.vae import decode
 
         with torch.no_grad():
-            image_BCHW = torch.cat([decode(self.model.vae, z_1CHW) for z_1CHW in z_BCHW.split(1)])
+            image_BCHW = torch.cat([decode(self._vae(tiny), z_1CHW) for z_1CHW in z_BCHW.split(1)])
         return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def _vae(self, tiny: bool) -> Any:
+        return self.model.tiny_vae if tiny else self.model.vae
 
     def weights(self, cells_HW: np.ndarray) -> Array:
         """On the model's device, float32."""
@@ -190,7 +198,7 @@ class OnnxRunner:
     def __init__(self, model: OnnxModel) -> None:
         """Begins to make the sessions that no LoRA is likely to change."""
         self.model = model
-        model.sessions.start("text_encoder", "vae_decoder")
+        model.sessions.start("text_encoder", model.finisher)
 
     def read_lora(self, path: Path) -> Lora:
         """As numpy arrays; by torch only where numpy lacks the number format (bfloat16)."""
@@ -218,13 +226,13 @@ class OnnxRunner:
         """The same numbers as torch's, to about 1e-6."""
         return _numpy_noise(seeds, size, rng)
 
-    def encode(self, pixels_BHWC: np.ndarray) -> Array:
+    def encode(self, pixels_BHWC: np.ndarray, *, tiny: bool = False) -> Array:
         """The mode of the posterior, not a draw from it."""
-        return self.model.encode(pixels_BHWC)
+        return self.model.encode(pixels_BHWC, tiny=tiny)
 
-    def decode(self, z_BCHW: Array) -> np.ndarray:
+    def decode(self, z_BCHW: Array, *, tiny: bool = False) -> np.ndarray:
         """One picture at a time."""
-        return self.model.decode(z_BCHW)
+        return self.model.decode(z_BCHW, tiny=tiny)
 
     def weights(self, cells_HW: np.ndarray) -> Array:
         """As float32."""

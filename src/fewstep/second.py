@@ -18,6 +18,7 @@ from PIL import Image
 from fewstep.errors import RequestError
 from fewstep.hires import DEFAULT_STRENGTH, DEFAULT_UPSCALER, LATENT, OWN_STRENGTHS, target_size, upscaler_named
 from fewstep.image import CELL_PX, fit
+from fewstep.models.preview import COLOURS, latent_colours
 from fewstep.plan import Plan, Start, number_text
 from fewstep.request import Request
 from fewstep.runners import Runner
@@ -57,6 +58,7 @@ def second_request(first: Plan, *, same: bool) -> Request:
         clip_skip=asked.clip_skip,
         emphasis=asked.emphasis,
         tile=asked.tile,
+        autoencoder=asked.autoencoder,
     )
 
 
@@ -130,9 +132,10 @@ def enlarge(runners: tuple[Runner, Runner], plan: Plan, z_BCHW: Array) -> Array:
         z_BCHW = cover(z_BCHW, (height // CELL_PX, width // CELL_PX), LATENT[upscaler])
         return z_BCHW.cpu().numpy() if is_torch(z_BCHW) else z_BCHW
     enlarging = open_upscaler(upscaler)
-    pictures = [Image.fromarray(pixels_HWC) for pixels_HWC in decode(first, z_BCHW, plan.request.tile)]
+    pixels_BHWC = decode(first, z_BCHW, plan.request.tile, tiny=plan.tiny)
+    pictures = [Image.fromarray(pixels_HWC) for pixels_HWC in pixels_BHWC]
     large = [np.asarray(fit(enlarging(picture, (width, height)), (width, height))) for picture in pictures]
-    return encode(second, np.stack(large), plan.request.tile)
+    return encode(second, np.stack(large), plan.request.tile, tiny=plan.hires.tiny)
 
 
 def placed(known_BCHW: Array, *, like: Array) -> Array:
@@ -148,14 +151,14 @@ def windowed(denoiser: Denoiser, plan: Plan, at_once: int) -> Denoiser:
     return tiled(denoiser, size=size, overlap=size // 2, batch=at_once)
 
 
-def decode(runner: Runner, z_BCHW: Array, tile: int | None = None) -> np.ndarray:
-    """Latents to pictures, uint8 (B, height, width, 3); large ones in tiles."""
+def decode(runner: Runner, z_BCHW: Array, tile: int | None = None, *, tiny: bool = False) -> np.ndarray:
+    """Latents to pictures, uint8 (B, height, width, 3); large ones in tiles; `tiny`: by the tiny autoencoder."""
     size = vae_tile(z_BCHW.shape[-2] * z_BCHW.shape[-1], tile)
     if not size:
-        return runner.decode(z_BCHW)
+        return runner.decode(z_BCHW, tiny=tiny)
 
     def run(part_BCHW: Array) -> np.ndarray:
-        return runner.decode(part_BCHW).transpose(0, 3, 1, 2)
+        return runner.decode(part_BCHW, tiny=tiny).transpose(0, 3, 1, 2)
 
     pictures = []
     for index in range(len(z_BCHW)):
@@ -164,14 +167,22 @@ def decode(runner: Runner, z_BCHW: Array, tile: int | None = None) -> np.ndarray
     return np.concatenate(pictures)
 
 
-def encode(runner: Runner, pixels_BHWC: np.ndarray, tile: int | None = None) -> Array:
-    """Pictures to latents; large ones in tiles."""
+def preview(runner: Runner, z_BCHW: Array) -> np.ndarray:
+    """Latents as pictures, roughly and at little cost: by the tiny autoencoder, else as colours, else whole."""
+    model = runner.model
+    if model.tiny or model.family.name not in COLOURS:
+        return decode(runner, z_BCHW, tiny=bool(model.tiny))
+    return latent_colours(model.family, z_BCHW.cpu().numpy() if is_torch(z_BCHW) else z_BCHW)
+
+
+def encode(runner: Runner, pixels_BHWC: np.ndarray, tile: int | None = None, *, tiny: bool = False) -> Array:
+    """Pictures to latents; large ones in tiles; `tiny`: by the tiny autoencoder."""
     size = vae_tile(pixels_BHWC.shape[1] * pixels_BHWC.shape[2] // CELL_PX**2, tile)
     if not size:
-        return runner.encode(pixels_BHWC)
+        return runner.encode(pixels_BHWC, tiny=tiny)
 
     def run(part_BCHW: np.ndarray) -> Array:
-        return runner.encode(part_BCHW.transpose(0, 2, 3, 1))
+        return runner.encode(part_BCHW.transpose(0, 2, 3, 1), tiny=tiny)
 
     return _blended(run, pixels_BHWC.transpose(0, 3, 1, 2), size, cell=CELL_PX)
 

@@ -45,7 +45,9 @@ def pipe_of(kind, network):
         model.unet = CheapUnet(model.unet.config)
     pipe = Latents(model)
     if network == "cheap":
-        pipe.runner.encode = lambda pixels: torch.tensor(pixels[:, ::8, ::8, [0, 1, 2, 0]] / 99.0).permute(0, 3, 1, 2)
+        pipe.runner.encode = lambda pixels, **_: torch.tensor(pixels[:, ::8, ::8, [0, 1, 2, 0]] / 99.0).permute(
+            0, 3, 1, 2
+        )
     return pipe
 
 
@@ -168,11 +170,11 @@ class Colours(TorchRunner):
     def noise(self, seeds, size, rng="cpu"):
         return lambda: torch.zeros(len(seeds), 4, size[1] // 8, size[0] // 8)
 
-    def encode(self, pixels_BHWC):
+    def encode(self, pixels_BHWC, *, tiny=False):
         seen = [*pixels_BHWC[0, -1, -1], pixels_BHWC[0, 0, 0, 0]]
         return torch.tensor(seen).float()[None, :, None, None].expand(1, 4, 8, 8).clone()
 
-    def decode(self, z_BCHW):
+    def decode(self, z_BCHW, *, tiny=False):
         picture = z_BCHW[:, :3, :1, :1].round().to(torch.uint8).permute(0, 2, 3, 1).repeat(1, 64, 64, 1).numpy()
         picture[:, 0, 0] = int(z_BCHW[0, 3, 0, 0].round())
         return picture

@@ -28,7 +28,7 @@ class NullModel:
 
     name, content_hash, device, dtype = "null", "0123456789", "cpu", "float32"
     family = Family("sd15", "SD 1.5", 768, 64, 1)
-    schedule, notes, vae_path, sampling = STABLE_DIFFUSION, (), None, FEW
+    schedule, notes, vae_path, sampling, tiny = STABLE_DIFFUSION, (), None, FEW, ""
 
     def __init__(self, path, pause_s=0.0):
         self.path, self.pause_s = path, pause_s
@@ -52,11 +52,11 @@ class NullRunner(OnnxRunner):
 
         return predict
 
-    def encode(self, pixels_BHWC):
+    def encode(self, pixels_BHWC, *, tiny=False):
         small_BHWC = pixels_BHWC[:, 4::8, 4::8].astype(np.float32) / 127.5 - 1
         return np.pad(small_BHWC.transpose(0, 3, 1, 2), ((0, 0), (0, 1), (0, 0), (0, 0)))
 
-    def decode(self, z_BCHW):
+    def decode(self, z_BCHW, *, tiny=False):
         pixels_BHWC = np.rint((np.clip(z_BCHW[:, :3], -1, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
         return pixels_BHWC.repeat(8, axis=1).repeat(8, axis=2)
 

@@ -35,6 +35,9 @@ class OnnxModel:
     schedule: Schedule
     sampling: Sampling
     notes: tuple[str, ...] = ()
+    tiny: str = ""
+    """What its tiny autoencoder is good for: "" where there is none, else "previews" or "pictures"."""
+
     device: str = field(default="cpu", init=False)
     dtype: str = field(default="float32", init=False)
     vae_path: None = field(default=None, init=False)
@@ -52,7 +55,12 @@ class OnnxModel:
 
     def warm(self) -> None:
         """Begin to make the sessions of a picture from text, in the order of their use, in the background."""
-        self.sessions.start("unet", "text_encoder", "text_kv", "vae_decoder")
+        self.sessions.start("unet", "text_encoder", "text_kv", self.finisher)
+
+    @property
+    def finisher(self) -> str:
+        """The graph that decodes finished pictures, when nothing else is asked for."""
+        return "tiny_vae_decoder" if self.tiny == "pictures" else "vae_decoder"
 
     def set_loras(self, loras: Sequence[Merge]) -> None:
         """Make the model carry exactly these (LoRA, weight for the UNet, weight for the text encoder), or (LoRA,
@@ -77,15 +85,16 @@ class OnnxModel:
         inputs = {"z_BCHW": z_BCHW, "timestep_B": timestep_B.astype(np.float32), "text_kv_BLK": text_kv_BLK}
         return self.sessions.run("unet", "output_BCHW", **inputs)
 
-    def encode(self, pixels_BHWC: np.ndarray) -> np.ndarray:
+    def encode(self, pixels_BHWC: np.ndarray, *, tiny: bool = False) -> np.ndarray:
         """Pictures of uint8 to scaled latents: the mean of the posterior, the same each time."""
         image_BCHW = np.ascontiguousarray(pixels_BHWC.transpose(0, 3, 1, 2), np.float32) / np.float32(127.5) - 1
-        return self.sessions.run("vae_encoder", "z_BCHW", image_BCHW=image_BCHW)
+        return self.sessions.run("tiny_vae_encoder" if tiny else "vae_encoder", "z_BCHW", image_BCHW=image_BCHW)
 
-    def decode(self, z_BCHW: np.ndarray) -> np.ndarray:
+    def decode(self, z_BCHW: np.ndarray, *, tiny: bool = False) -> np.ndarray:
         """Scaled latents to pictures of uint8, (B, 8H, 8W, 3); one at a time, as batches gain the decoder nothing."""
         parts = [np.ascontiguousarray(z_BCHW[index : index + 1], np.float32) for index in range(len(z_BCHW))]
-        images = [self.sessions.run("vae_decoder", "image_BCHW", z_BCHW=part) for part in parts]
+        graph = "tiny_vae_decoder" if tiny else "vae_decoder"
+        images = [self.sessions.run(graph, "image_BCHW", z_BCHW=part) for part in parts]
         image_BHWC = np.concatenate(images).transpose(0, 2, 3, 1)
         return np.rint((image_BHWC + 1) * np.float32(127.5)).clip(0, 255).astype(np.uint8)
 
@@ -98,4 +107,4 @@ def open_onnx(path: str | Path | None = None) -> OnnxModel:
     found = describe(path)
     reason = "cpu: ONNX Runtime answers before torch could be imported; float32: a CPU is slower in half precision"
     notes = (f"{found.family}, {found.family.size_px} px", reason, found.why)
-    return OnnxModel(found.name, found.path, found.family, found.schedule, found.sampling, notes)
+    return OnnxModel(found.name, found.path, found.family, found.schedule, found.sampling, notes, tiny=found.tiny)

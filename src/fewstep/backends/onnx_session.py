@@ -23,6 +23,7 @@ FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
+    "tiny_vae": "tiny_vae/diffusion_pytorch_model.safetensors",
 }
 PART_OF = {
     "text_encoder": "text_encoder",
@@ -30,6 +31,8 @@ PART_OF = {
     "unet": "unet",
     "vae_decoder": "vae",
     "vae_encoder": "vae",
+    "tiny_vae_decoder": "tiny_vae",
+    "tiny_vae_encoder": "tiny_vae",
 }
 """Graph -> the part of the model folder whose weights it takes."""
 
@@ -66,7 +69,7 @@ class Sessions:
 
     def shapes(self, part: str) -> dict[str, list[int]]:
         """Every weight of a part ("unet", "vae", "text_encoder") and its shape as its graph takes it."""
-        graphs = [graph for graph, owner in PART_OF.items() if owner == part]
+        graphs = [graph for graph, owner in PART_OF.items() if owner == part and graph in self.wanted]
         return {name: shape for graph in graphs for name, shape in self.wanted[graph].items()}
 
     def modules(self) -> dict[str, list[int]]:

@@ -49,13 +49,15 @@ def describe_model(
     *,
     base: str | Path | None = None,
     vae: str | Path | None = None,
+    tiny_vae: str | Path | None = None,
     prediction: str | None = None,
     trust_pickle: bool = False,
 ) -> Description:
     """Of a file, a folder, a Hub name or (None) the embedded model, before its weights.
 
     base lends what a file lacks (a UNet alone has neither text encoder nor VAE); vae replaces the VAE, by a file or
-    a model; prediction ("eps", "v") corrects what the file says or does not.
+    a model; tiny_vae lends a tiny one (TAESD) for previews and live pictures; prediction ("eps", "v") corrects what the
+    file says or does not.
 
     Raises CheckpointError in one sentence for whatever is wrong with the files, RequestError for prediction.
     """
@@ -72,7 +74,8 @@ def describe_model(
         noise_config = found.configs["scheduler"] | {"prediction_type": PREDICTIONS[prediction]}
         schedule = schedule_from(noise_config, found.path)
         found = replace(found, configs={**found.configs, "scheduler": noise_config}, schedule=schedule)
-    return found if vae is None else _with_vae(found, vae)
+    found = found if vae is None else _with_vae(found, "vae", vae)
+    return found if tiny_vae is None else _with_vae(found, "tiny_vae", tiny_vae)
 
 
 def _describe_file(path: Path, base: str | Path | None, prediction: str | None, *, trust_pickle: bool) -> Description:
@@ -234,8 +237,11 @@ def _sampling_records(file: SingleFile, configs: Mapping[str, dict[str, Any]]) -
     return [(file.path, {name: getattr(said, name) for name in names})]
 
 
-def _with_vae(found: Description, vae: str | Path) -> Description:
-    """The same model with another autoencoder: a VAE's file, a whole checkpoint's, or a model folder's."""
+def _with_vae(found: Description, part: str, vae: str | Path) -> Description:
+    """The same model with another autoencoder as its part: a VAE's file, a whole checkpoint's, or a model folder's.
+
+    Only AutoencoderTiny may be the "tiny_vae".
+    """
     path = Path(vae).expanduser()
     if path.is_dir() and (path / "config.json").is_file():
         raise CheckpointError(f"'{path}' is a part's folder: give the .safetensors file in it, or the model's folder.")
@@ -248,7 +254,9 @@ def _with_vae(found: Description, vae: str | Path) -> Description:
         config, source = told | said | {key: value for key, value in told.items() if key not in _GUESSED}, file
     else:
         lender = describe(vae)
-        config, source = lender.configs["vae"], lender.path
-    configs = {**found.configs, "vae": config}
+        config, source = lender.configs.get(part, lender.configs["vae"]), lender.path
+    if part == "tiny_vae" and config.get("_class_name") != "AutoencoderTiny":
+        raise CheckpointError(f"'{path}' is no tiny autoencoder (TAESD). Give it as vae= (--vae), or get taesd's file.")
+    configs = {**found.configs, part: config}
     family_from(configs, lambda part: path)
-    return replace(found, configs=configs, sources={**found.sources, "vae": source})
+    return replace(found, configs=configs, sources={**found.sources, part: source})

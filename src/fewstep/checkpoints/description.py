@@ -24,6 +24,7 @@ REQUIRED = {
     "vae": ("block_out_channels", "latent_channels"),
     "text_encoder": ("hidden_size", "num_hidden_layers", "vocab_size"),
     "text_encoder_2": ("hidden_size", "num_hidden_layers", "vocab_size", "projection_dim"),
+    "tiny_vae": ("num_encoder_blocks", "num_decoder_blocks", "latent_channels"),
 }
 """Config keys whose defaults would build another network than the one that was saved."""
 
@@ -32,6 +33,10 @@ _EXAMPLE = "Give a .safetensors file, a diffusers model folder, or a Hub name su
 
 METADATA = "metadata.json"
 """Beside model_index.json: what the single file said of itself that the folder was made from."""
+
+
+FINISHES = "_fewstep_finishes"
+"""In a tiny autoencoder's config: it is good enough for finished pictures (docs/log.md says how that was measured)."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,18 @@ class Description:
     """What the file said of itself, to be kept when it is written again."""
     notes: tuple[str, ...] = ()
 
+    @property
+    def tiny(self) -> str:
+        """What its tiny autoencoder is good for: "" where there is none, else "previews" or "pictures"."""
+        return tiny_use(self.configs)
+
+
+def tiny_use(configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a model's tiny autoencoder is good for, from the configs of its parts; "" where there is none."""
+    if "tiny_vae" not in configs:
+        return ""
+    return "pictures" if configs["tiny_vae"].get(FINISHES) is True else "previews"
+
 
 def assets_path() -> Path:
     """Where the embedded model lies in the installed package."""
@@ -81,8 +98,9 @@ def describe(path: str | Path | None = None) -> Description:
     index = _model_index(folder)
     configs = {"model_index": index, "scheduler": _noise_config(folder)}
     for part in PARTS:
-        if part != "text_encoder_2" or _has(index, part):
-            configs[part] = read_config(folder, part)
+        if part in OPTIONAL and not OPTIONAL[part](folder, index):
+            continue
+        configs[part] = read_config(folder, part)
     family = family_from(configs, lambda part: folder / part / "config.json" if part else folder)
     schedule = schedule_from(configs["scheduler"], folder / "scheduler" / "scheduler_config.json")
     sampling, why = sampling_from(configs, _records(folder, index))
@@ -122,6 +140,13 @@ def _has(index: Mapping[str, Any], part: str) -> bool:
     """Does model_index.json name this part? An absent one is missing there or [null, null]."""
     named = index.get(part)
     return isinstance(named, list) and len(named) == 2 and named[1] is not None
+
+
+OPTIONAL: Mapping[str, Callable[[Path, Mapping[str, Any]], bool]] = {
+    "text_encoder_2": lambda folder, index: _has(index, "text_encoder_2"),
+    "tiny_vae": lambda folder, index: (folder / "tiny_vae" / "config.json").is_file(),
+}
+"""Parts that a model may lack -> is it there?"""
 
 
 def _model_index(folder: Path) -> dict[str, Any]:

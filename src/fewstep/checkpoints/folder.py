@@ -73,7 +73,7 @@ def config_path(source: Source, part: str) -> Path:
 def _read(source: Source, part: str) -> tuple[Path, dict[str, Tensor]]:
     """(a file to name in errors, the part's tensors)."""
     if isinstance(source, SingleFile):
-        return source.path, source.read(part)
+        return source.path, source.read("vae" if part == "tiny_vae" else part)
     files = weight_files(source / part, PARTS[part])
     return files[0], {name: tensor for file in files for name, tensor in read_tensors(file).items()}
 
@@ -113,7 +113,7 @@ def _diffusers_module(path: Path, part: str, config: Mapping[str, Any]) -> Any:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     known = {"UNet2DConditionModel": UNet2DConditionModel} if part == "unet" else {}
-    if part == "vae":
+    if part.endswith("vae"):
         known = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
     name = config.get("_class_name", next(iter(known)))
     if name not in known:
@@ -130,7 +130,7 @@ def _text_module(part: str, config: Mapping[str, Any]) -> Any:
 
 def _renamed(tensors: Mapping[str, Tensor], part: str, expected: set[str]) -> dict[str, Tensor]:
     """Names as these versions of the libraries have them: CLIP's with or without text_model., the VAE's attention."""
-    if part == "vae":
+    if part.endswith("vae"):
         return {_vae_name(name): _linear(name, tensor) for name, tensor in tensors.items()}
     if part == "unet":
         return dict(tensors)

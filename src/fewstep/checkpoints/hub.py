@@ -15,8 +15,11 @@ PARTS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "text_encoder_2": "model",
+    "tiny_vae": "diffusion_pytorch_model",
 }
-"""Sub-folders of a diffusers folder that hold weights -> how the weight files' names begin."""
+"""Sub-folders of a diffusers folder that hold weights -> how the weight files' names begin. `tiny_vae` is ours: a tiny
+autoencoder (TAESD's kind) beside the full one. diffusers does not look for it.
+"""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TIMEOUT_S = 10.0

@@ -20,7 +20,7 @@ import torch
 from fewstep import device as devices
 from fewstep.checkpoints import folder as folders
 from fewstep.checkpoints.complete import describe_model
-from fewstep.checkpoints.description import Description, Sampling, assets_path, schedule_from
+from fewstep.checkpoints.description import Description, Sampling, assets_path, schedule_from, tiny_use
 from fewstep.checkpoints.search import model_hash
 from fewstep.errors import CheckpointError
 from fewstep.models.family import Family
@@ -54,8 +54,16 @@ class Model:
     vae_path: Path | None = None
     """Where the VAE is from, if not from `path`."""
 
+    tiny_vae: Any = None
+    """A tiny autoencoder of the same latents, if there is one."""
+
     stored: Mapping[str, folders.Stored] = field(default_factory=dict)
     """Weights ("unet.conv_in.weight") that can be read again from their files, so nobody need keep a copy of them."""
+
+    @property
+    def tiny(self) -> str:
+        """What the tiny autoencoder is good for: "" where there is none, else "previews" or "pictures"."""
+        return tiny_use(self.configs) if self.tiny_vae is not None else ""
 
     @cached_property
     def content_hash(self) -> str:
@@ -70,17 +78,18 @@ def load_model(
     dtype: str | None = None,
     base: str | Path | None = None,
     vae: str | Path | None = None,
+    tiny_vae: str | Path | None = None,
     prediction: str | None = None,
 ) -> Model:
     """Loads a .safetensors file or a diffusers folder (SD 1.5, SD 2.x, SSD-1B, Vega, SDXL, pictogram), a Hub name, or
     (None) the embedded model.
 
-    base lends the parts that a file lacks, vae replaces the autoencoder, prediction ("eps", "v") says what the UNet
-    predicts where the file does not. Raises CheckpointError in one sentence for whatever is wrong with the files,
-    DeviceError for device and dtype, RequestError for the others.
+    base lends the parts that a file lacks, vae replaces the autoencoder, tiny_vae is a tiny one beside it, prediction
+    ("eps", "v") says what the UNet predicts where the file does not. Raises CheckpointError in one sentence for
+    whatever is wrong with the files, DeviceError for device and dtype, RequestError for the others.
     """
     choice = devices.choose(device, dtype)
-    found = describe_model(path, base=base, vae=vae, prediction=prediction)
+    found = describe_model(path, base=base, vae=vae, tiny_vae=tiny_vae, prediction=prediction)
     return _load(found, choice.device, getattr(torch, choice.dtype), choice.reason)
 
 
@@ -114,6 +123,7 @@ def _load(found: Description, device: str, dtype: torch.dtype | None, reason: st
 
     text = _text(found, part, dtype)
     vae, unet = part("vae", vae_dtype), part("unet", dtype)
+    tiny_vae = part("tiny_vae", dtype) if found.tiny else None
     return Model(
         name=found.name,
         path=found.path,
@@ -129,6 +139,7 @@ def _load(found: Description, device: str, dtype: torch.dtype | None, reason: st
         configs=configs,
         metadata=found.metadata,
         vae_path=_lent_vae(found),
+        tiny_vae=tiny_vae,
         stored=stored,
     )
 

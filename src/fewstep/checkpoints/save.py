@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewstep.checkpoints.description import METADATA
+from fewstep.checkpoints.description import FINISHES, METADATA
 from fewstep.checkpoints.files import write_json, write_safetensors, write_whole
 from fewstep.checkpoints.hub import PARTS
 from fewstep.checkpoints.load import Model, schedule_from
@@ -35,6 +35,7 @@ def save_model(model: Model, folder: str | Path, *, dtype: str | None = None) ->
         tensors = {name: cast(tensor, number) for name, tensor in named(module).items()}
         write_safetensors(root / part / f"{PARTS[part]}.safetensors", tensors)
         write_json(root / part / "config.json", config_of(module))
+    _save_tiny(model, root, number)
     for part, tokenizer in zip(("tokenizer", "tokenizer_2"), model.text.tokenizers, strict=False):
         _save_tokenizer(model.path / part, root / part, tokenizer)
     noise_config = noise_config_of(model)
@@ -46,6 +47,16 @@ def save_model(model: Model, folder: str | Path, *, dtype: str | None = None) ->
         write_json(root / METADATA, model.metadata)
     write_json(root / "model_index.json", model_index_of(model, noise_config["_class_name"]))
     return root
+
+
+def _save_tiny(model: Model, root: Path, number: torch.dtype | None) -> None:
+    """The tiny autoencoder, which no other program looks for: model_index.json does not name it."""
+    if model.tiny_vae is None:
+        return
+    tensors = {name: cast(tensor, number) for name, tensor in named(model.tiny_vae).items()}
+    write_safetensors(root / "tiny_vae" / f"{PARTS['tiny_vae']}.safetensors", tensors)
+    said = {FINISHES: True} if model.tiny == "pictures" else {}
+    write_json(root / "tiny_vae" / "config.json", config_of(model.tiny_vae) | said)
 
 
 def number_format(dtype: str | None) -> torch.dtype | None:

@@ -59,6 +59,7 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     """Which model, with which LoRAs, where."""
     parser.add_argument("--model", metavar="PATH", help=f"{MODEL}; the embedded model if absent")
     add_model_options(parser)
+    parser.add_argument("--tiny-vae", metavar="PATH", help="a tiny VAE (TAESD) for previews and live pictures")
     parser.add_argument(
         "--lora", action="append", type=lora_choice, metavar="FILE[:WEIGHT]", help="LoRA; may be repeated"
     )
@@ -165,6 +166,7 @@ def loading_asked(arguments: argparse.Namespace, recalled: Recalled | None) -> d
         lora = recalled_loras(recalled, lora)
         options["vae"] = options["vae"] or recalled_vae(recalled)
         dtype = recalled_dtype(recalled, choose(arguments.device).device) if dtype is None else dtype
+    options["tiny_vae"] = arguments.tiny_vae
     return {"path": model, "lora": lora, "device": arguments.device, "dtype": dtype, **options}
 
 

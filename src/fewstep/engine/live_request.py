@@ -28,6 +28,7 @@ ASKED = (
     "sampler",
     "schedule",
     "clip_skip",
+    "autoencoder",
 )
 """The fields of `Request` that a session may change."""
 

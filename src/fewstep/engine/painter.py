@@ -73,6 +73,8 @@ class LivePainter:
         pipe, fields, frame = self.pipe, order.fields, order.frame
         size = None if frame.picture is None else frame.picture.size
         plan = self._with_frame(self._plan(fields, size, frame.mask is not None), frame)
+        if plan.request.autoencoder == "auto" and not order.refined:
+            plan = replace(plan, tiny=bool(pipe.model.tiny))
         aside = _is_aside(fields, plan)
         denoiser = self._denoiser(replace(plan, guidance=1.0) if aside else plan)
         extra = {"Guidance mode": "residual"} if aside else {}

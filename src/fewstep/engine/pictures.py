@@ -53,7 +53,7 @@ def paint(pipe: Pipeline, plan: Plan, index: int = 0, told: Told | None = None) 
         nonlocal done
         done += 1
         if told is not None:
-            told(done, Preview(lambda: pipe.finish(passed, z0_BCHW, index, runner)[0]))
+            told(done, Preview(lambda: pipe.finish(passed, z0_BCHW, index, runner, preview=True)[0]))
 
     z_BCHW = yield from _pass(pipe, plan, index, None, lambda z0: heard(plan, z0, pipe.runner))
     other = pipe.hires or pipe

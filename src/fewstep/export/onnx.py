@@ -10,6 +10,8 @@
 | vae_decoder.onnx  | z_BCHW                          | image_BCHW in [-1, 1]   | vae          |
 | vae_encoder.onnx  | image_BCHW in [-1, 1]           | z_BCHW                  | vae          |
 
+Where the model has a tiny autoencoder, tiny_vae_decoder.onnx and tiny_vae_encoder.onnx likewise.
+
 `weights.json` says for each graph which weights it wants in which shapes. They are all the folder's own: the
 safetensors beside are the one set of weights, for torch and for ONNX Runtime.
 """
@@ -24,6 +26,7 @@ import onnx
 from fewstep.errors import CheckpointError, OutputError
 from fewstep.export.graph import Shapes, weight_shapes
 from fewstep.export.text_graph import text_graph
+from fewstep.export.tiny_graph import TinyGraph
 from fewstep.export.unet_graph import text_kv_graph, unet_graph
 from fewstep.export.vae_graph import VaeGraph
 
@@ -46,10 +49,16 @@ def export_graphs(folder: Path) -> Path:
         "vae_decoder": VaeGraph(vae, vae_shapes).decoder(),
         "vae_encoder": VaeGraph(vae, vae_shapes).encoder(),
     }
+    tiny_shapes: dict[str, list[int]] = {}
+    if (folder / "tiny_vae" / "config.json").is_file():
+        tiny, tiny_shapes = _part(folder, "tiny_vae")
+        graphs["tiny_vae_decoder"] = TinyGraph(tiny, tiny_shapes).decoder()
+        graphs["tiny_vae_encoder"] = TinyGraph(tiny, tiny_shapes).encoder()
     wanted = {name: weight_shapes(graph) for name, graph in graphs.items()}
     _check_all_used("text encoder", text_shapes, [wanted["text_encoder"]])
     _check_all_used("UNet", unet_shapes, [wanted["text_kv"], wanted["unet"]])
     _check_all_used("VAE", vae_shapes, [wanted["vae_decoder"], wanted["vae_encoder"]])
+    _check_all_used("tiny VAE", tiny_shapes, [wanted[name] for name in wanted if name.startswith("tiny")])
     return _write(folder / "onnx", graphs, wanted)
 
 

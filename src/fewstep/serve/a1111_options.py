@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewstep.errors import RequestError
+from fewstep.infotext import AUTOENCODERS
 from fewstep.request import checked
 
 Values = dict[str, Any]
@@ -25,6 +26,7 @@ DEFAULTS: Values = {
     "fewstep_policy": "clamp",
 }
 MODEL, HASH = "sd_model_checkpoint", "sd_checkpoint_hash"
+DECODE = "sd_vae_decode_method"
 ROOM = 2**18
 """Characters of JSON that all options may take together."""
 
@@ -67,10 +69,11 @@ class Options:
 def fields_of(settings: Mapping[str, Any]) -> Values:
     """The fields of a request that these settings say.
 
-    >>> fields_of({"CLIP_stop_at_last_layers": 2, "sd_vae": "Automatic"})
-    {'clip_skip': 2}
+    >>> fields_of({"CLIP_stop_at_last_layers": 2, "sd_vae": "Automatic", "sd_vae_decode_method": "TAESD"})
+    {'clip_skip': 2, 'autoencoder': 'tiny'}
     """
-    return {field: settings[key] for key, field in FIELDS.items() if settings.get(key) is not None}
+    found = {field: settings[key] for key, field in FIELDS.items() if settings.get(key) is not None}
+    return found | AUTOENCODERS.get(str(settings.get(DECODE, "")).lower(), {})
 
 
 def _checked(key: str, value: Any) -> Any:
@@ -78,6 +81,8 @@ def _checked(key: str, value: Any) -> Any:
         return None
     if key == "fewstep_policy" and value not in POLICIES:
         raise RequestError(f"fewstep_policy is {str(value)[:40]!r}. Give one of: {', '.join(POLICIES)}.")
+    if key == DECODE and str(value).lower() not in AUTOENCODERS:
+        raise RequestError(f"{DECODE} is {str(value)[:40]!r}. Give one of: Full, TAESD.")
     if key == MODEL and not isinstance(value, str):
         raise RequestError(f"{MODEL} is {str(value)[:40]!r}, which is not text. Give a model's name or title.")
     if key not in FIELDS:
