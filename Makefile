@@ -113,7 +113,7 @@ test-browser: $(VENV)/.test.stamp $(VENV)/.browser.stamp  ## the page in a real 
 
 TRAIN  := $(VENV)/.train.stamp
 WORK   := build/pictogram
-STEPS  := fetch tokenizer vae teacher encode distill judge style ship evaluate papers sheet
+STEPS  := fetch tokenizer vae teacher encode distill tiny judge style ship evaluate papers sheet
 RECIPE ?= cpu
 
 VAE_cpu     := --steps 3600 --batch 16
@@ -124,6 +124,8 @@ FINISH_cpu  := --words everyday --steps 7000 --scenes 10240
 FINISH_gpu  := $(BROAD_gpu)
 ENCODE_cpu  := --words everyday --scenes 6144
 ENCODE_gpu  := --words all --scenes 49152
+TINY_cpu    := --steps 9000 --scenes 4000 --painted 2500
+TINY_gpu    := $(TINY_cpu)
 DISTILL_cpu :=
 DISTILL_gpu := --set batch=256 --set steps=6000 --set origin_steps=50
 JUDGE_cpu   := --steps 1200
@@ -156,6 +158,9 @@ pictogram-encode: $(TRAIN)  ## scenes as latents
 pictogram-distill: $(TRAIN)  ## the LCM-LoRA
 	$(BIN)/fewstep distill recipes/pictogram-lcm-lora.toml --model $(WORK)/model --data $(WORK)/cache \
 		-o $(WORK)/lcm-lora.safetensors $(DISTILL_$(RECIPE))
+
+pictogram-tiny: $(TRAIN)  ## the tiny autoencoder
+	$(BIN)/python -m pictogram.train_tiny $(TINY_$(RECIPE))
 
 pictogram-judge: $(TRAIN)  ## the judge that reads pictures
 	$(BIN)/python -m pictogram.judge $(JUDGE_$(RECIPE))

@@ -11,6 +11,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from fewstep.checkpoints.description import FINISHES
+from fewstep.checkpoints.files import read_json, read_tensors, write_json, write_safetensors
 from fewstep.checkpoints.load import assets_path, load_model
 from fewstep.checkpoints.lora import read_lora, write_lora
 from fewstep.checkpoints.save import save_model
@@ -20,6 +22,7 @@ from pictogram.fetch import BUILD
 
 LIMIT_MB = 30
 SIZE_PX = 128
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 #: Of the LCM-LoRA: at full strength its guidance adds up from step to step (docs/log.md).
 STRENGTH = 0.7
 #: How the teacher itself likes to be sampled; the LoRA brings its own settings.
@@ -66,15 +69,26 @@ def ship_lora(source: Path, target: Path) -> None:
     )
 
 
+def ship_tiny(source: Path, target: Path) -> None:
+    """The tiny autoencoder, marked as good enough for finished pictures: docs/log.md says how that was measured."""
+    tensors = {name: tensor.half() for name, tensor in read_tensors(source / WEIGHTS).items()}
+    write_safetensors(target / WEIGHTS, tensors)
+    config = read_json(source / "config.json")
+    write_json(target / "config.json", config | {FINISHES: True})
+
+
 def main() -> None:
     """Write the folder and check its size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=assets_path())
+    parser.add_argument("--tiny", action="store_true", help="the tiny autoencoder alone; the rest stays as it is")
     args = parser.parse_args()
-    model = load_model(BUILD / "model")
-    save_model(replace(model, sampling=replace(model.sampling, **TEACHER)), args.output, dtype="fp16")
-    ship_lora(BUILD / "lcm-lora.safetensors", args.output / "lcm-lora.safetensors")
-    (args.output / "evaluation.json").unlink(missing_ok=True)  # of other weights; pictogram.evaluate writes it anew
+    if not args.tiny:
+        model = load_model(BUILD / "model")
+        save_model(replace(model, sampling=replace(model.sampling, **TEACHER)), args.output, dtype="fp16")
+        ship_lora(BUILD / "lcm-lora.safetensors", args.output / "lcm-lora.safetensors")
+        (args.output / "evaluation.json").unlink(missing_ok=True)  # of other weights; pictogram.evaluate writes it anew
+    ship_tiny(BUILD / "model" / "tiny_vae", args.output / "tiny_vae")
     export_graphs(args.output)
     (args.output / "recipe.toml").write_text(provenance(args.output))
     tomllib.loads((args.output / "recipe.toml").read_text())

@@ -17,10 +17,12 @@ from PIL import Image
 from rich.progress import track
 
 import fewstep
+from fewstep.export.onnx import export_graphs
 from fewstep.pipeline import Pipeline
 from pictogram import loop
 from pictogram.fetch import BUILD
 from pictogram.scenes import compose, load_cutouts, trained
+from pictogram.ship import STRENGTH
 from pictogram.train_vae import edges
 
 WIDTH = 32
@@ -55,7 +57,10 @@ def cached_pairs(folder: Path, scenes: int, painted: int, *, seed: int) -> dict[
     """The same, kept in a file: pictures uint8 [N, 3, SIZE_PX, SIZE_PX], latents [N, 4, 16, 16]."""
     path = folder / f"tiny-{scenes}-{painted}-{seed}.npz"
     if not path.exists():
-        np.savez(path, **pairs(fewstep.load(device="cpu"), scenes, painted, seed=seed))
+        export_graphs(BUILD / "model")
+        lora = BUILD / "lcm-lora.safetensors", STRENGTH
+        pipe = fewstep.load(BUILD / "model", lora=lora, device="cpu")
+        np.savez(path, **pairs(pipe, scenes, painted, seed=seed))
     with np.load(path) as found:
         arrays = {name: torch.from_numpy(found[name]) for name in found.files}
     return {name: x if name == "latents" else x.permute(0, 3, 1, 2).contiguous() for name, x in arrays.items()}
