@@ -48,6 +48,11 @@ class Job:
         return self.model or embedded_model()
 
     @property
+    def lora_file(self) -> Path | None:
+        """The LoRA that was named, or the embedded model's own."""
+        return self.lora or (self.folder / "lcm-lora.safetensors" if self.model is None else None)
+
+    @property
     def xl(self) -> bool:
         """Whether it has two text encoders."""
         return (self.folder / "text_encoder_2").is_dir()
@@ -80,16 +85,18 @@ def autoencoder_of(job: Job) -> str:
 
 def ours(back_end: str | None, job: Job) -> Paint:
     """fewstep by one back end, or (None) by the one that `load` takes unasked."""
-    if back_end is not None and "backend" not in inspect.signature(fewstep.load).parameters:
+    chosen = "backend" in inspect.signature(fewstep.load).parameters
+    if back_end not in (None, "eager") and not chosen:
         raise Absent("this fewstep.load() has no backend=.")
     if job.device != "cpu" and back_end not in (None, *ON_DEVICE):
         raise Absent(f"it runs on the CPU, and the race is on {job.device}.")
     job.check_memory(1.3 if back_end in (None, "eager", "compiled") else 2.2)
-    how: dict[str, Any] = {} if back_end is None else {"backend": back_end}
-    if job.model is not None or back_end in ON_DEVICE:
+    how: dict[str, Any] = {"backend": back_end} if back_end and chosen else {}
+    model, lora = (job.model, job.lora) if back_end is None else (job.folder, job.lora_file)
+    if model is not None:
         how |= {"device": job.device, "dtype": job.dtype}
     try:
-        pipe = fewstep.load(job.model, lora=job.lora, **how)
+        pipe = fewstep.load(model, lora=lora, **how)
     except (fewstep.FewstepError, ImportError) as error:
         raise Absent(first_sentence(error)) from None
     return partial(paint_ours, pipe, job.seed)
@@ -128,9 +135,8 @@ def pipeline(job: Job, *, fused: bool = False) -> Any:
     options = {} if job.xl else {"safety_checker": None}
     pipe = DiffusionPipeline.from_pretrained(job.folder, torch_dtype=getattr(torch, job.dtype), **options)
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-    lora = job.lora or (job.model is None and job.folder / "lcm-lora.safetensors") or None
-    if lora:
-        pipe.load_lora_weights(lora.parent, weight_name=lora.name)
+    if job.lora_file:
+        pipe.load_lora_weights(job.lora_file.parent, weight_name=job.lora_file.name)
         if fused:
             pipe.fuse_lora()
             pipe.unload_lora_weights()

@@ -46,6 +46,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--dtype", default="float32")
     add("--seed", type=int, default=7)
     add("--tolerance", type=float, default=1.0)
+    add("--check", type=int, nargs="+", help="numbers of steps whose pictures are compared; default: all")
     add("--memory", action="store_true")
     add("--alone", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -97,7 +98,8 @@ def races(contestants: Mapping[str, Paint], args: argparse.Namespace) -> list[di
     """One for each number of steps and batch."""
     found = []
     for steps in args.steps:
-        apart = agreement(contestants, steps, args.tolerance)
+        wanted = args.check is None or steps in args.check
+        apart = agreement(contestants, steps, args.tolerance) if wanted else {}
         for count in args.batches:
             draws = {name: drawing(paint, steps, count, args.device) for name, paint in contestants.items()}
             seconds = by_turns(draws, rounds=args.rounds, warm_up=0 if count == 1 else 1)
