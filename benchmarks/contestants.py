@@ -195,6 +195,8 @@ def gathered(names: Sequence[str], job: Job) -> tuple[dict[str, Paint], dict[str
             found[name] = builders()[name](job)
         except Absent as reason:
             skipped[name] = str(reason)
+        except Exception as error:  # noqa: BLE001 - one who fails does not spoil the race for the others
+            skipped[name] = f"failed: {type(error).__name__}: {first_sentence(error)}"
     return found, skipped
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from race import cores
-from weights import cache, made
+from weights import cache, full_vae, made, seeded
 
 
 def stable_diffusion_cpp(job: Any) -> Any:
@@ -30,11 +30,9 @@ def stable_diffusion_cpp(job: Any) -> Any:
     job.check_memory(1.3)
     from stable_diffusion_cpp import StableDiffusion
 
-    files = one_file(job)
-    tiny = {"taesd_path": str(files / "tiny.safetensors")} if (files / "tiny.safetensors").exists() else {}
-    model = StableDiffusion(
-        model_path=str(files / "model.safetensors"), n_threads=cores(), wtype="f32", verbose=False, **tiny
-    )
+    vae = job.folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tiny = {"taesd_path": str(vae)} if "tiny" in job.folder.name else {}
+    model = StableDiffusion(model_path=str(one_file(job)), n_threads=cores(), wtype="f32", verbose=False, **tiny)
     return partial(paint, model, job.seed)
 
 
@@ -52,36 +50,16 @@ def paint(model: Any, seed: int, prompt: str, steps: int, count: int) -> list[Im
     )
 
 
-def one_file(job: Any) -> Any:
-    """The folder's model as one file in the original layout, its tiny autoencoder in another, kept in the cache."""
+def one_file(job: Any) -> Path:
+    """The folder's model in the original layout, kept in the cache; such a file has an ordinary autoencoder in it."""
     from fewstep.checkpoints.load import load_stored
     from fewstep.checkpoints.save_single import save_single
 
-    with made(cache() / f"{job.folder.name}-one-file") as fresh:
+    folder = cache() / f"{job.folder.name}-one-file"
+    with made(folder) as fresh:
         if fresh is not None:
             model = load_stored(job.folder)
             if type(model.vae).__name__ == "AutoencoderTiny":
-                write_tiny(model.vae, fresh / "tiny.safetensors")
-                model.vae = full_vae()
+                model.vae = seeded(lambda: full_vae("sd15", small=False)).half()
             save_single(model, fresh / "model.safetensors")
-    return cache() / f"{job.folder.name}-one-file"
-
-
-def full_vae() -> Any:
-    """A file without an ordinary autoencoder is not read; it is not used."""
-    from weights import full_vae as build
-    from weights import seeded
-
-    return seeded(lambda: build("sd15", small=False)).half()
-
-
-def write_tiny(vae: Any, path: Any) -> None:
-    """With TAESD's own names: `decoder.layers.0` is `decoder.1` there, as its first layer is a clamp."""
-    from safetensors.torch import save_file
-
-    def name(key: str) -> str:
-        part, _, rest = key.partition(".layers.")
-        number, _, leaf = rest.partition(".")
-        return f"{part}.{int(number) + (part == 'decoder')}.{leaf}"
-
-    save_file({name(key): value.to(torch.float16).contiguous() for key, value in vae.state_dict().items()}, path)
+    return folder / "model.safetensors"

@@ -15,14 +15,13 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from contestants import Job, Paint, autoencoder_of, gathered
 from picture import PROMPTS, races
 from race import figure, keep
-from weights import KINDS, VAES, random_folder
+from weights import KINDS, SMALL_TEXTS, TEXTS, VAES, full_vae, random_folder, text_encoder, tiny_vae, unet
 
 CONTESTANTS = ("fewstep eager", "fewstep compiled", "fewstep graphs", "diffusers", "diffusers compiled")
 
@@ -41,31 +40,33 @@ def rate(device: str, dtype: str) -> float:
     return 2 * side**3 / best
 
 
-def operations(job: Job) -> dict[str, float]:
+def operations(kind: str, vae: str, *, small: bool) -> dict[str, float]:
     """Multiplications and additions of text, one network call and one decoding, counted by torch on shapes alone."""
-    from diffusers import DiffusionPipeline
     from torch.utils.flop_counter import FlopCounterMode
 
-    pipe = DiffusionPipeline.from_pretrained(job.folder, torch_dtype=torch.bfloat16)
-    side, width = pipe.unet.config.sample_size, pipe.unet.config.cross_attention_dim
-    pipe.to("meta")
-    meta = partial(torch.zeros, device="meta", dtype=torch.bfloat16)
-    z, extra = meta(1, 4, side, side), {}
-    if job.xl:
-        pooled = pipe.text_encoder_2.config.projection_dim
-        extra["added_cond_kwargs"] = {"text_embeds": meta(1, pooled), "time_ids": meta(1, 6)}
-    tokens = torch.zeros(1, 77, dtype=torch.int64, device="meta")
-    encoders = [pipe.text_encoder, *([pipe.text_encoder_2] if job.xl else [])]
-    runs = {
-        "text": lambda: [encoder(tokens) for encoder in encoders],
-        "unet": lambda: pipe.unet(z, torch.zeros(1, device="meta"), encoder_hidden_states=meta(1, 77, width), **extra),
-        "decoder": lambda: pipe.vae.decode(z),
-    }
-    found = {}
-    for name, run in runs.items():
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            run()
-        found[name] = float(counter.get_total_flops())
+    with torch.device("meta"):
+        net, autoencoder = unet(kind, small=small), (tiny_vae if vae == "tiny" else full_vae)(kind, small=small)
+        encoders = [text_encoder(*settings) for settings in (SMALL_TEXTS if small else TEXTS)[kind]]
+        side, width = net.config.sample_size, net.config.cross_attention_dim
+        z, text, tokens = (
+            torch.zeros(1, 4, side, side),
+            torch.zeros(1, 77, width),
+            torch.zeros(1, 77, dtype=torch.int64),
+        )
+        extra: dict[str, Any] = {}
+        if kind == "sdxl":
+            pooled = torch.zeros(1, encoders[-1].config.projection_dim)
+            extra["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": torch.zeros(1, 6)}
+        runs = {
+            "text": lambda: [encoder(tokens) for encoder in encoders],
+            "unet": lambda: net(z, torch.zeros(1), encoder_hidden_states=text, **extra),
+            "decoder": lambda: autoencoder.decode(z),
+        }
+        found = {}
+        for name, run in runs.items():
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                run()
+            found[name] = float(counter.get_total_flops())
     return found
 
 
@@ -127,7 +128,8 @@ def main() -> int:
         job = Job(random_folder(kind, vae=args.vae, small=args.small), device=args.device, dtype=args.dtype)
         contestants, absent = gathered(args.contestants, job)
         skipped |= {f"{name}, {kind}": reason for name, reason in absent.items()}
-        facts["operations"][kind], facts["autoencoder"] = operations(job), autoencoder_of(job)
+        facts["operations"][kind] = operations(kind, args.vae, small=args.small)
+        facts["autoencoder"] = autoencoder_of(job)
         for one in races(contestants, args):
             one["title"] = f"{kind}, {one['title']}"
             found.append(with_floors(one, facts["operations"][kind], per_s))

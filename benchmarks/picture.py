@@ -48,6 +48,7 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--tolerance", type=float, default=1.0)
     add("--check", type=int, nargs="+", help="numbers of steps whose pictures are compared; default: all")
     add("--memory", action="store_true")
+    add("--case", help="the document's name; default: the model's")
     add("--alone", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -63,6 +64,8 @@ def job_of(args: argparse.Namespace) -> Job:
 
 def case_of(args: argparse.Namespace) -> str:
     """What tells this run's document from others."""
+    if args.case:
+        return args.case
     kind = f"{args.model}-{args.vae}" if args.model in KINDS else Path(args.model).name
     return "-".join([kind, *(["small"] if args.small else []), *([] if args.device == "cpu" else [args.device])])
 

@@ -48,9 +48,16 @@ BENCHMARKS = (
     Benchmark(
         "picture-pictogram",
         "picture.py",
-        "--steps 1 4 --batches 1 4 --rounds 7 --memory",
+        "--steps 1 4 --rounds 10 --memory",
         "--steps 1 --rounds 1 --contestants fewstep diffusers",
         "P1",
+    ),
+    Benchmark(
+        "picture-batches",
+        "picture.py",
+        "--case batches --steps 4 --batches 1 2 4 8 --rounds 4 "
+        "--contestants fewstep 'fewstep eager' 'fewstep openvino' diffusers 'OpenVINO by hand'",
+        "--case batches --steps 1 --batches 1 2 --rounds 1 --contestants fewstep 'fewstep eager'",
     ),
     Benchmark(
         "picture-sd15-tiny",

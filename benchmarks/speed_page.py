@@ -35,6 +35,7 @@ meanwhile.
 """
 HEADINGS = {
     "picture-pictogram": "A warm picture: the embedded model",
+    "picture-batches": "Several pictures at once: the embedded model",
     "picture-sd15-tiny": "A warm picture: Stable Diffusion 1.5's size, tiny autoencoder",
     "cold_start": "From nothing to a picture on disk",
     "overhead": "Beside the network",

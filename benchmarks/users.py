@@ -121,11 +121,13 @@ def main() -> None:
 def by_slices(
     engines: dict[str, LocalEngine], users: list[User], args: argparse.Namespace
 ) -> dict[str, list[list[int]]]:
-    """Pictures of each user in each slice, the engines by turns; a first, shorter slice of each is not counted."""
+    """Pictures of each user in each slice, the engines by turns; the first slice of each is not counted."""
     counts: dict[str, list[list[int]]] = {name: [] for name in engines}
     for turn in range(args.rounds + 1):
         for name, engine in engines.items():
-            found = slice_of(engine, users, args.seconds if turn else args.seconds / 4)
+            found = slice_of(engine, users, args.seconds)
+            if not any(found):
+                raise SystemExit(f"'{name}' painted nothing in a slice. Give it longer slices (--seconds).")
             counts[name] += [found] if turn else []
     for engine in engines.values():
         engine.close()
