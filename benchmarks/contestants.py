@@ -187,7 +187,7 @@ def builders() -> dict[str, Callable[[Job], Paint]]:
 
 
 def gathered(names: Sequence[str], job: Job) -> tuple[dict[str, Paint], dict[str, str]]:
-    """Those who take part, and why the others do not."""
+    """Those who take part, and why the others do not; ends the script where none of fewstep does."""
     found: dict[str, Paint] = {}
     skipped: dict[str, str] = {}
     for name in names:
@@ -197,6 +197,9 @@ def gathered(names: Sequence[str], job: Job) -> tuple[dict[str, Paint], dict[str
             skipped[name] = str(reason)
         except Exception as error:  # noqa: BLE001 - one who fails does not spoil the race for the others
             skipped[name] = f"failed: {type(error).__name__}: {first_sentence(error)}"
+    if not any(name.startswith("fewstep") for name in found):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
+        raise SystemExit(f"None of fewstep takes part in this race ({reasons}). Name another one with --contestants.")
     return found, skipped
 
 

@@ -87,7 +87,7 @@ def take_out(found: Mapping[str, Any], size: int) -> None:
     found["diffusers"].vae.decode = lambda *_, **__: (black,)
 
 
-def _given(denoiser: Any, *_: Any) -> Any:
+def _given(denoiser: Any, *_: Any, **__: Any) -> Any:
     return denoiser
 
 
