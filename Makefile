@@ -72,8 +72,9 @@ format: $(VENV)/.dev.stamp  ## let ruff mend what it can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-bench: $(VENV)/.core.stamp  ## every script in benchmarks/
-	@set -e; for script in $$(grep -ls '__name__ == "__main__"' benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
+BENCH ?= --all --keep
+bench: $(VENV)/.core.stamp  ## the benchmarks, kept, and docs/speed.md: some eleven minutes on a quiet machine
+	@$(BIN)/python benchmarks/run.py $(BENCH)
 
 clean:  ## remove the environment and caches (build/, with its training runs, stays)
 	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

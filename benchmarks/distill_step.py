@@ -1,4 +1,4 @@
-"""Race: one LCM-LoRA training step of fewstep against what the diffusers script does in one, with random weights.
+"""Race (P7): one LCM-LoRA training step of fewstep against what the diffusers script does in one, with random weights.
 
     python benchmarks/distill_step.py [--model mini|sd15] [--size 128] [--batch 8] [--precision bfloat16]
         [--script-precision float32] [--rounds 5] [--threads 2]
@@ -263,7 +263,7 @@ def main() -> None:
     above = {name: value - peak_mb[LIBRARIES] for name, value in peak_mb.items() if name != LIBRARIES}
     facts["memory_above_libraries"] = {name: round(above[OURS] / value, 2) for name, value in above.items()}
     same = abs(first[OURS] - first[CACHED]) <= (1e-3 if args.precision == "float32" else 3e-2) * abs(first[CACHED])
-    report(seconds, ours=OURS, benchmark="distill_step", **facts, torch=torch.__version__, same=same, peak_mb=peak_mb)
+    report(seconds, ours=OURS, benchmark="distill_step", **facts, same=same, peak_mb=peak_mb)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,31 @@
-"""Two contestants, run by turns so that a busy machine slows both, and what is to be said of their times."""
+"""Contestants run by turns, so that a busy machine slows all of them, what is to be said of their times, and the
+document that is kept of them with the machine, the versions, the date and the commit.
+
+A document is {"benchmark", "case", "races": [{"title", "ours", "rounds", "results": {contestant: figures}}], "skipped":
+{contestant: reason}, "conditions", ...}. `keep` writes it, with a plot, into the folder `BENCHMARKS_OUT` names
+(build/benchmarks unless said), prints it as one line, and is the last thing a script does.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
+import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "openvino", "nncf", "numpy")
+LIBRARIES += ("stable-diffusion-cpp-python", "playwright")
+REST_S = 0.02
+"""Between two turns, off the clock: threads of the last contestant still spin for some milliseconds."""
 
 
 def by_turns(
@@ -24,6 +43,7 @@ def by_turns(
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(warm_up + rounds):
         for name, run in contestants.items():
+            time.sleep(REST_S)
             started = clock()
             run()
             seconds[name].append(clock() - started)
@@ -35,7 +55,16 @@ def by_turns(
 def summary(seconds: Sequence[float]) -> dict[str, float]:
     """Median, least and most, in milliseconds."""
     ms = [1000 * value for value in seconds]
-    return {"median_ms": round(statistics.median(ms), 2), "min_ms": round(min(ms), 2), "max_ms": round(max(ms), 2)}
+    return {"median_ms": figure(statistics.median(ms)), "min_ms": figure(min(ms)), "max_ms": figure(max(ms))}
+
+
+def figure(value: float) -> float:
+    """Four digits are all that such a figure has.
+
+    >>> figure(0.0123456), figure(12.3456), figure(123456.7)
+    (0.01235, 12.35, 123500.0)
+    """
+    return float(f"{value:.4g}")
 
 
 def ratios(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
@@ -45,12 +74,155 @@ def ratios(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
     return {"ratio": round(of_medians, 2), "ratio_min": round(min(paired), 2), "ratio_max": round(max(paired), 2)}
 
 
-def report(seconds: Mapping[str, Sequence[float]], *, ours: str, **facts: Any) -> None:
-    """Print a table and, as the last line, one JSON document; ratios are of each contestant's time over ours."""
+def fastest(seconds: Mapping[str, Sequence[float]], prefix: str) -> str:
+    """Of the contestants whose name begins so, the one with the least median."""
+    return min((name for name in seconds if name.startswith(prefix)), key=lambda name: statistics.median(seconds[name]))
+
+
+def race(seconds: Mapping[str, Sequence[float]], *, ours: str, title: str = "", **facts: Any) -> dict[str, Any]:
+    """One race's part of a document, printed as a table; ratios are of each contestant's time over ours."""
     results: dict[str, Any] = {}
-    print(f"{'':24} {'median ms':>10} {'min':>10} {'max':>10} {'ours is':>9}")
+    print(f"\n{title:28} {'median ms':>10} {'min':>10} {'max':>10} {'ours is':>9}")
     for name, values in seconds.items():
         results[name] = summary(values) | ({} if name == ours else ratios(values, seconds[ours]))
-        times = " ".join(f"{results[name][key]:>10.1f}" for key in ("median_ms", "min_ms", "max_ms"))
-        print(f"{name:24} {times} {'' if name == ours else str(results[name]['ratio']) + 'x':>9}")
-    print(json.dumps({"results": results, "rounds": len(seconds[ours])} | facts))
+        times = " ".join(f"{results[name][key]:>10.4g}" for key in ("median_ms", "min_ms", "max_ms"))
+        print(f"{name:28} {times} {'' if name == ours else str(results[name]['ratio']) + 'x':>9}")
+    return {"title": title, "ours": ours, "rounds": len(seconds[ours]), "results": results} | facts
+
+
+def report(seconds: Mapping[str, Sequence[float]], *, ours: str, benchmark: str, **facts: Any) -> None:
+    """A document of one race; `what` among the facts is its case."""
+    case = str(facts.pop("what", ""))
+    keep({"benchmark": benchmark, "case": case, "races": [race(seconds, ours=ours, title=case)]} | facts)
+
+
+def keep(document: dict[str, Any]) -> None:
+    """Add the conditions, write document and plot, print the document as the last line."""
+    from bars import draw
+
+    found = {"case": "", "races": [], "skipped": {}} | document | {"conditions": conditions()}
+    folder = Path(os.environ.get("BENCHMARKS_OUT") or ROOT / "build" / "benchmarks")
+    folder.mkdir(parents=True, exist_ok=True)
+    name = name_of(found)
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if found["races"]:
+        draw(found["races"], title=name, path=folder / f"{name}.png")
+    for contestant, reason in found["skipped"].items():
+        print(f"skipped {contestant}: {reason}")
+    print(json.dumps(found))
+
+
+def name_of(document: Mapping[str, Any]) -> str:
+    """The name of a document's file.
+
+    >>> name_of({"benchmark": "picture", "case": "sd15"}), name_of({"benchmark": "users", "case": ""})
+    ('picture-sd15', 'users')
+    """
+    return "-".join(part for part in (document["benchmark"], document["case"]) if part)
+
+
+# ---------------------------------------------------------------- conditions
+
+
+def busy_s() -> float | None:
+    """Seconds of work of all cores since the machine started, a host's other guests included; None off Linux."""
+    try:
+        fields = [int(value) for value in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, *rest = fields
+    return (user + nice + system + sum(rest[:3])) / os.sysconf("SC_CLK_TCK")
+
+
+def own_s() -> float:
+    """Seconds of work of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+_BEGUN = (time.perf_counter(), busy_s(), own_s())
+
+
+def others_busy() -> float | None:
+    """The share of the cores that other processes took since this module was imported."""
+    (began, busy, own), now = _BEGUN, busy_s()
+    if busy is None or now is None:
+        return None
+    passed = (time.perf_counter() - began) * (os.cpu_count() or 1)
+    return round(max(0.0, (now - busy) - (own_s() - own)) / passed, 2)
+
+
+def conditions() -> dict[str, Any]:
+    """Machine, versions, date, commit, command: what a figure is worth nothing without."""
+    return {
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "command": command(sys.argv),
+        "processor": processor(),
+        "cores": cores(),
+        "memory_gb": memory_gb("MemTotal"),
+        "gpu": gpu(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {"python": platform.python_version(), **versions()},
+        "others_busy": others_busy(),
+    }
+
+
+def commit() -> str:
+    """Of the code that was run; with a + where files were changed since."""
+    ask = ["git", "-C", str(ROOT)]
+    try:
+        found = subprocess.run([*ask, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*ask, "diff", "--quiet", "HEAD", "--", "src", "benchmarks/*.py"], check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip() + ("+" if changed.returncode else "")
+
+
+def command(argv: Sequence[str]) -> str:
+    """What was typed, without this machine's folders.
+
+    >>> command(["/somewhere/benchmarks/users.py", "--model", "/models/ink"])
+    'python benchmarks/users.py --model ink'
+    """
+    words = [Path(word).name if Path(word).is_absolute() else word for word in argv[1:]]
+    return " ".join(["python", f"benchmarks/{Path(argv[0]).name}", *words])
+
+
+def processor() -> str:
+    """Its name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def cores() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_gb(kind: str = "MemAvailable") -> float | None:
+    """Of the machine ("MemTotal"), or what is free of it ("MemAvailable"); None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((round(int(line.split()[1]) / 2**20, 1) for line in lines if line.startswith(kind)), None)
+
+
+def gpu() -> str | None:
+    """The graphics card's name, where torch was imported and sees one."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that are installed."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

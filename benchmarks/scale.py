@@ -8,8 +8,9 @@ Every number that goes in is an option; docs/scale.md says which were measured, 
 from __future__ import annotations
 
 import argparse
-import json
 import math
+
+from race import keep
 
 PEOPLE = (100, 10_000, 1_000_000)
 
@@ -69,7 +70,7 @@ def main() -> None:
             f"| {one['server_cores']:,} | {one['gbit_s_each_way']:.2f} | {one['dollars_1000_pictures']:.4f} "
             f"| {one['dollars_1000_pictures_traffic']:.4f} | {one['dollars_day']:,.0f} |"
         )
-    print(json.dumps({"benchmark": "scale", **vars(args), "rows": rows}))
+    keep({"benchmark": "scale", **vars(args), "rows": rows})
 
 
 if __name__ == "__main__":
