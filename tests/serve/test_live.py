@@ -12,6 +12,8 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from fewstep.engine.painter import depth_of
+from fewstep.serve import seats
 from fewstep.serve.frames import Codec, Flag, Kind, Message, unpacked
 from fewstep.serve.limits import Limits
 
@@ -305,8 +307,7 @@ def test_a_pipeline_that_paints_together_is_measured_and_has_its_depth(server, s
     monkeypatch.setattr(studio.painting.network, "_room", 1)  # as it was, afterwards
     monkeypatch.setattr(studio.painting, "_paces", {studio.pipe: Pace({1: 0.02, 2: 0.021, 4: 0.022}, 0.0, (64, 64))})
     seen = []
-    plain = studio.painting.depth
-    monkeypatch.setattr(studio.painting, "depth", lambda *how: seen.append(plain(*how)) or seen[-1])
+    monkeypatch.setattr(seats, "depth_of", lambda *how: seen.append(depth_of(*how)) or seen[-1])
     client = Client(server, fps=30, values=VALUES | {"steps": 4, "guidance": 1})
     client.say("params", rev=1, patch={"steps": 1})
     client.until("params_ack")

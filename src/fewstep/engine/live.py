@@ -70,7 +70,7 @@ class Counts:
 
 
 class LiveSession:
-    """See the module. `depth`, at most so many frames in the making at once, may be a function of the fields.
+    """See the module. `depth` is how many frames are in the making at once, at the most.
 
     `paint` makes an order's steps, on the engine's thread. `tell` gets every Output and Failed, on that thread too; it
     must not wait. `period_s` is what a frame may take: its deadline. `refine` says how an idle session's fields change
@@ -88,7 +88,7 @@ class LiveSession:
         *,
         owner: str,
         period_s: float = 0.1,
-        depth: int | Callable[[Any], int] = 1,
+        depth: int = 1,
         changes: Changes | None = None,
         refine: Callable[[Any], Any] | None = None,
         refine_after_s: float = 0.0,
@@ -168,8 +168,7 @@ class LiveSession:
         for work, order in self._works.items():
             if order.refined:
                 self.engine.cancel(work)
-        depth = self.depth if isinstance(self.depth, int) else self.depth(self.fields)
-        if sum(not order.refined for order in self._works.values()) >= depth:
+        if sum(not order.refined for order in self._works.values()) >= self.depth:
             return
         frame, self._mailbox = self._mailbox or self._frame, None
         assert frame is not None

@@ -27,7 +27,7 @@ from fewstep.serve.answers import sentence_of
 from fewstep.serve.frames import LIMIT, Codec, Flag, Kind, Message, unpacked
 from fewstep.serve.jobs import Studio
 from fewstep.serve.orders import LeavingError
-from fewstep.serve.seats import Hello, Seat, first_fields, seeded, trial
+from fewstep.serve.seats import Hello, Seat, first_fields, looked_at, seeded
 from fewstep.serve.uploads import SIDE_LIMIT_PX, aside, to_base64
 
 PROTOCOL = "fewstep.live.v1"
@@ -71,8 +71,7 @@ class Room:
             raise BusyError(f"There are {self.sessions} live sessions already. Try again later.", 5.0)
         pipe = await self.studio.pipe_of(hello.model or None)
         fields = seeded(first_fields(pipe.model.family.size_px).patched(hello.values))
-        plan = await asyncio.to_thread(trial, pipe, hello, fields, self.studio.limits)
-        depth = await asyncio.to_thread(self.studio.painting.depth, pipe, plan, 1 / hello.fps)
+        _, depth = await looked_at(self.studio, pipe, hello, fields)
         seat = Seat(self.studio, pipe, hello, fields, depth)
         self.seats[seat.id] = seat
         return seat

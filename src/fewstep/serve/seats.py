@@ -21,6 +21,7 @@ from PIL import Image
 from fewstep.engine.changes import Always, Changes
 from fewstep.engine.live import Failed, Frame, LiveSession, Output
 from fewstep.engine.live_request import LiveRequest
+from fewstep.engine.painter import depth_of
 from fewstep.errors import FewstepError, RequestError
 from fewstep.image import open_image
 from fewstep.pipeline import Pipeline
@@ -194,8 +195,7 @@ class Seat:
         if revision <= self.revision:
             raise RequestError(f"The parameters' revision {revision} is not above {self.revision}, which came before.")
         fields = seeded(self.fields.patched(patch))
-        plan = await asyncio.to_thread(trial, self.pipe, self.hello, fields, self.studio.limits)
-        self.session.depth = await asyncio.to_thread(self.studio.painting.depth, self.pipe, plan, self.session.period_s)
+        plan, self.session.depth = await looked_at(self.studio, self.pipe, self.hello, fields)
         self.fields, self.revision = fields, revision
         self.session.change(revision, fields)
         self.say("params_ack", rev=revision, effective=effective(fields, plan), warnings=list(plan.notes))
@@ -274,6 +274,16 @@ class Seat:
         self.second.went += 1
         self.news.set()
         self._wake_viewers()
+
+
+async def looked_at(studio: Studio, pipe: Pipeline, hello: Hello, fields: LiveRequest) -> tuple[Plan, int]:
+    """The plan of a session's frames, and how many of them should be in the making at once.
+
+    Raises FewstepError for what cannot be done.
+    """
+    plan = await asyncio.to_thread(trial, pipe, hello, fields, studio.limits)
+    pace = await asyncio.to_thread(studio.painting.pace, pipe, 1 / hello.fps)
+    return plan, depth_of(fields, plan, pace, 1 / hello.fps)
 
 
 def trial(pipe: Pipeline, hello: Hello, fields: LiveRequest, limits: Limits) -> Plan:
