@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from PIL import Image
 
 from fewstep import __version__, second
 from fewstep.checkpoints.lora_apply import Strength
+from fewstep.checkpoints.outline import Outline, open_outline
 from fewstep.checkpoints.search import file_hash
 from fewstep.checkpoints.shelves import EmbeddingShelf, LoraShelf, find_lora, mentions
 from fewstep.conditioning import conditioned
@@ -95,7 +97,7 @@ class Pipeline:
 
     def __init__(
         self,
-        model: Model | OnnxModel,
+        model: Model | OnnxModel | Outline,
         loras: LoraChoice = None,
         *,
         batch: int | None = None,
@@ -103,7 +105,7 @@ class Pipeline:
         embeddings: Sources = None,
         hires: Pipeline | None = None,
     ) -> None:
-        self.model, self.hires = model, hires
+        self.model, self.hires = cast("Model | OnnxModel", model), hires
         self._lora_shelf = None if lora_folder is None else LoraShelf(lora_folder)
         self._embedding_shelf = EmbeddingShelf(_sources(embeddings))
         self.runner: Runner = runner_of(model)
@@ -224,6 +226,15 @@ class Pipeline:
             raise RequestError(f"The LoRA '{twice}' was given twice. Give it once, with the sum of the weights.")
         self.runner.set_loras([(lora, weight, weight) for lora, weight in found])
         self.loras = found
+
+    def outline(self) -> Pipeline:
+        """The same without weights: it plans, while the model may leave the memory."""
+        found, model = copy(self), self.model
+        about = model.name, model.path, model.family, model.schedule, model.sampling, model.notes
+        outline = Outline(*about)
+        found.model, found.runner = cast("Model | OnnxModel", outline), runner_of(outline)
+        found.hires = None if self.hires is None else self.hires.outline()
+        return found
 
     def lora_names(self) -> dict[str, str]:
         """The LoRAs that prompts may name, those of the folder read anew and the pipeline's own, each with the name it
@@ -359,11 +370,13 @@ def load(
     dtype: str | None = None,
     lora_folder: LoraPath | None = None,
     embeddings: Sources = None,
+    weights: bool = True,
     **parts: Any,
 ) -> Pipeline:
-    """See `fewstep.load`; `parts` are its base, vae and prediction."""
+    """See `fewstep.load`; `parts` are its base, vae and prediction. Without `weights` it plans, and cannot paint."""
     lora_pairs(lora)
-    model = open_model(path, device=device, dtype=dtype, by_torch=bool(_sources(embeddings)), **parts)
+    how = {"device": device, "dtype": dtype, "by_torch": bool(_sources(embeddings))}
+    model = open_model(path, **how, **parts) if weights else open_outline(path, **parts)
     own = own_loras(path) if lora is None else lora
     pipe = Pipeline(model, own, lora_folder=lora_folder, embeddings=embeddings)
     asked = {"path": path, "device": device, "dtype": dtype, "lora_folder": lora_folder, **parts}

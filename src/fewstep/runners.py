@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from fewstep.image import CELL_PX, mask_cells
 from fewstep.models.chunks import Vectors
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fewstep.checkpoints.load import Model
     from fewstep.checkpoints.lora_apply import Merge
     from fewstep.checkpoints.lora_read import Lora
+    from fewstep.checkpoints.outline import Outline
 
 Array: TypeAlias = Any
 
@@ -239,10 +240,33 @@ class OnnxRunner:
         return cells_HW.astype("float32")[None, None]
 
 
-def runner_of(model: Model | OnnxModel) -> Runner:
+class OutlineRunner:
+    """No back end: reads LoRAs, which a plan depends on, and leaves the painting to others."""
+
+    def __init__(self, model: Outline) -> None:
+        self.model = model
+
+    def read_lora(self, path: Path) -> Lora:
+        """As `OnnxRunner`."""
+        from fewstep.checkpoints.files import has_numpy_formats
+        from fewstep.checkpoints.lora_read import read_lora
+
+        return read_lora(path, family=self.model.family, numpy=has_numpy_formats(path))
+
+    def set_loras(self, loras: Sequence[Merge]) -> None:
+        """Nothing: there are no weights to carry them."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"The model '{self.model.name}' has no weights here, so nothing can {name}: it only plans.")
+
+
+def runner_of(model: Model | OnnxModel | Outline) -> Runner:
     """The back end that a model was opened for."""
     from fewstep.backends.onnx_model import OnnxModel
+    from fewstep.checkpoints.outline import Outline
 
+    if isinstance(model, Outline):
+        return cast("Runner", OutlineRunner(model))
     return OnnxRunner(model) if isinstance(model, OnnxModel) else TorchRunner(model)
 
 

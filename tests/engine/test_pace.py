@@ -1,15 +1,14 @@
 """How deep a live session goes, for machines of every kind; what is measured, on a clock of ours."""
 
-from functools import partial
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from fewstep.engine.live_request import LiveRequest
 from fewstep.engine.local import LocalEngine, wait_for
 from fewstep.engine.pace import DEEPEST, GAIN, Pace, measured
-from fewstep.engine.painter import LivePainter
+from fewstep.engine.painter import depth_of
 from fewstep.engine.pictures import Kind, PictureNetwork
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request
@@ -98,20 +97,30 @@ def test_on_a_cpu_calls_are_not_shared(pipe):
     assert pace.depth(4, 0.001) == pace.at_once(10) == 1
 
 
-def test_the_network_and_the_sessions_take_it(pipe):
-    pace, network, painter = Pace({1: 1.0, 2: 1.1, 4: 1.2, 8: 2.0}), PictureNetwork(), LivePainter(pipe)
+def test_the_network_takes_it(pipe):
+    pace, network = Pace({1: 1.0, 2: 1.1, 4: 1.2, 8: 2.0}), PictureNetwork()
     network.at_once = pace.room(1.5)
     keys = [Kind(None, (1, 4, side // 8, side // 8), ("text",)) for side in (512, 576, 1024)]
     assert [network.room(key) for key in [*keys, object()]] == [4, 2, 1, 1]
     network.at_once = 3
     assert network.room(keys[0]) == 3
-    fields = LiveRequest(Request("a cat", steps=4, guidance=1))
-    depth = partial(painter.depth, pace=pace, period_s=2.3)
-    assert depth(fields) == 2 and depth(fields.patched({"steps": 2})) == 1
-    assert depth(fields.patched({"guidance": 2})) == 4  # two frames take 4 x 1.2 / 2 each
-    assert depth(fields.patched({"guidance": 2, "guidance_mode": "residual"})) == 2
-    assert depth(fields.patched({"steps": 2, "width": 1024, "height": 256})) == 1
-    assert depth(fields.patched({"steps": 2, "width": 1024, "height": 512})) == 2
+
+
+def depth(pipe, picture=True, **patch):
+    """Of a session at 512 pixels, with frames or with a prompt alone."""
+    fields = LiveRequest(Request("a cat", steps=4, guidance=1, width=512, height=512)).patched(patch)
+    asked = fields.request
+    plan = pipe.plan(fields.of(Image.new("RGB", (asked.width, asked.height)) if picture else None))
+    return depth_of(fields, plan, Pace({1: 1.0, 2: 1.1, 4: 1.2, 8: 2.0}), 2.3)
+
+
+def test_a_session_is_as_deep_as_its_parameters_want(pipe):
+    assert depth(pipe) == 2 and depth(pipe, steps=2) == 1
+    assert depth(pipe, guidance=2) == 4  # two frames take 4 x 1.2 / 2 each
+    assert depth(pipe, guidance=2, guidance_mode="residual") == 2
+    assert depth(pipe, picture=False, guidance=2, guidance_mode="residual") == 4  # without a picture it is full
+    assert depth(pipe, steps=2, width=1024, height=256) == 1
+    assert depth(pipe, steps=2, width=1024, height=512) == 2
 
 
 def test_a_guided_step_where_nothing_gains():

@@ -12,9 +12,11 @@ from PIL import Image
 from fewstep.errors import OutputError
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request, request_of
+from fewstep.serve.frames import Flag
 from fewstep.serve.history import History
 from fewstep.serve.jobs import Studio
 from tests.serve.running import running
+from tests.serve.talking import VALUES, Client, colour
 from tests.tiny import tiny_model
 
 
@@ -181,6 +183,32 @@ def test_over_http(http):
         assert http.get(f"/api/v1/history{path}").status_code == 404
     assert http.delete(f"/api/v1/history/{one['id']}").status_code == 404
     assert http.delete(rest["pictures"][0]["picture"].removesuffix(".png")).status_code == 204
+
+
+def kept_live(http):
+    return [one for one in http.get("/api/v1/history").json()["pictures"] if one["job"] == "live"]
+
+
+def test_live_pictures_are_kept_where_that_is_asked_for(http):
+    client = Client(http.base_url.port, values=VALUES | {"refine": True})
+    assert "keep" in client.welcome["schema"]["properties"]
+    client.frame(colour("red"))
+    client.output(lambda output: Flag.REFINED in output.flags)
+    client.say("snapshot")
+    client.until("snapshot")
+    assert kept_live(http) == []
+    client.say("params", rev=1, patch={"keep": True, "prompt": "a boat"})
+    client.output(lambda output: Flag.REFINED in output.flags and output.revision == 1)
+    client.say("snapshot")  # of the refined one, which is kept already
+    client.until("snapshot")
+    client.say("params", rev=2, patch={"refine": False, "prompt": "a tree"})
+    client.output(lambda output: output.revision == 2)
+    client.say("snapshot")
+    snapshot = client.until("snapshot")
+    client.close()
+    tree, boat = (http.get(f"/api/v1/history/{one['id']}").json() for one in kept_live(http))
+    assert tree["infotext"] == snapshot["infotext"] and tree["request"]["prompt"] == "a tree" and tree["from_picture"]
+    assert boat["request"]["seed"] == 5 and boat["request"]["steps"] == 8 and boat["prompt"] == "a boat"
 
 
 @pytest.mark.parametrize(

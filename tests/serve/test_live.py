@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import time
 
 import httpx
 import numpy as np
@@ -12,69 +11,12 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from fewstep.serve.frames import Codec, Flag, Kind, Message, unpacked
+from fewstep.engine.painter import depth_of
+from fewstep.models.family import family_of
+from fewstep.serve import seats
+from fewstep.serve.frames import Codec, Flag, Kind, Message
 from fewstep.serve.limits import Limits
-
-PROTOCOL = "fewstep.live.v1"
-
-
-def colour(rgb, size=64):
-    stream = io.BytesIO()
-    Image.new("RGB", (size, size), rgb).save(stream, "PNG")
-    return stream.getvalue()
-
-
-class Client:
-    def __init__(self, port, **hello):
-        address = f"ws://127.0.0.1:{port}/api/v1/live"
-        self.socket = connect(address, subprotocols=[PROTOCOL], open_timeout=20).__enter__()
-        self.texts, self.outputs, self.seq = [], [], 0
-        self.say("hello", proto=PROTOCOL, **{"codecs": ["png"], "values": VALUES, **hello})
-        self.welcome = self.until("welcome")
-        self.say("ack", seq=0)
-
-    def say(self, kind, **values):
-        self.socket.send(json.dumps({"type": kind, **values}))
-
-    def frame(self, data, kind=Kind.INPUT, codec=Codec.PNG):
-        self.seq += 1
-        self.socket.send(Message(kind, codec, self.seq, data, sender_ms=1000 + self.seq).packed())
-        return self.seq
-
-    def receive(self, timeout=20):
-        data = self.socket.recv(timeout)
-        if isinstance(data, bytes):
-            message = unpacked(data)
-            self.outputs.append(message)
-            self.say("ack", seq=message.seq)
-            return message
-        self.texts.append(json.loads(data))
-        return self.texts[-1]
-
-    def until(self, kind, **wanted):
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            for message in self.texts:
-                if message["type"] == kind and wanted.items() <= message.items():
-                    self.texts.remove(message)
-                    return message
-            self.receive()
-        raise TimeoutError(kind)
-
-    def output(self, wanted=lambda output: True):
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            message = self.receive()
-            if isinstance(message, Message) and wanted(message):
-                return message
-        raise TimeoutError("no output")
-
-    def close(self):
-        self.say("bye")
-        self.socket.close()
-
-
-VALUES = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64, "refine": False, "seed": 5}
+from tests.serve.talking import PROTOCOL, VALUES, Client, colour
 
 
 @pytest.fixture
@@ -99,7 +41,7 @@ def test_welcome_tells_what_a_page_needs(client):
     welcome = client.welcome
     assert welcome["values"]["prompt"] == "a cat"
     assert welcome["limits"]["size_px"] == 64 and welcome["limits"]["message_bytes"] == 4 * 2**20
-    assert set(welcome["schema"]["properties"]) == set(welcome["values"])
+    assert set(welcome["schema"]["properties"]) == set(welcome["values"]) - {"keep"}
 
 
 def test_parameters_hold_from_the_next_picture_on_and_are_echoed(client):
@@ -116,7 +58,7 @@ def test_parameters_hold_from_the_next_picture_on_and_are_echoed(client):
     "patch",
     [
         *({"steps": 0}, {"steps": 401}, {"prompt": 5}, {"prompt": "a" * 10_001}, {"width": 9000}),
-        *({"sampler": "nobody"}, {"wings": 2}, {"loras": [{"name": "../x"}]}, 3, None),
+        *({"sampler": "nobody"}, {"wings": 2}, {"loras": [{"name": "../x"}]}, {"keep": True}, 3, None),
     ],
 )
 def test_parameters_that_cannot_be_are_refused_and_change_nothing(client, patch):
@@ -229,6 +171,38 @@ def test_the_resume_token_brings_parameters_and_seed_back(server):
     other.close()
 
 
+def test_a_client_that_comes_back_may_want_other_frames(server):
+    client = Client(server, codecs=["png"], mode="camera")
+    client.frame(colour("red"))
+    client.frame(colour("blue"))
+    assert client.output(lambda output: output.source_seq == 2).codec is Codec.PNG
+    client.socket.close()
+    token = client.welcome["resume_token"]
+    again = Client(server, resume_token=token, codecs=["webp"], mode="canvas", fps=5)
+    assert again.output().codec is Codec.WEBP  # the last one, again
+    number = again.frame(colour("#0000fd"))  # on a canvas every pixel counts, and numbers may begin anew
+    assert again.output(lambda output: output.source_seq == number).codec is Codec.WEBP
+    again.socket.close()
+    words = Client(server, resume_token=token, mode="prompt")
+    assert words.output(lambda output: output.source_seq == 0)
+    words.close()
+
+
+def test_a_bad_hello_of_a_client_that_comes_back_ends_no_session(server, studio, monkeypatch):
+    client = Client(server)
+    client.frame(colour("red"))
+    client.output()
+    client.socket.close()
+    token = client.welcome["resume_token"]
+    with monkeypatch.context() as patch:
+        patch.setattr(studio, "limits", Limits(steps=1))
+        with pytest.raises(ConnectionClosed, match="4400"):
+            Client(server, resume_token=token)
+    again = Client(server, resume_token=token)
+    assert again.welcome["session"] == client.welcome["session"]
+    again.close()
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"x", b"\x01" * 24, Message(Kind.OUTPUT, Codec.PNG, 1, b"x").packed(), b"\x09" + bytes(40)]
 )
@@ -290,7 +264,7 @@ def test_mjpeg_shows_the_pictures(client, server):
 def test_the_schema_is_served_with_first_values(server):
     found = httpx.get(f"http://127.0.0.1:{server}/api/v1/live/schema").json()
     assert found["defaults"]["width"] == found["size_px"] == 64
-    assert set(found["schema"]["properties"]) == set(found["defaults"])
+    assert set(found["schema"]["properties"]) == set(found["defaults"]) - {"keep"}  # there is no history
 
 
 def test_tickets_are_given_to_those_inside(server):
@@ -305,8 +279,7 @@ def test_a_pipeline_that_paints_together_is_measured_and_has_its_depth(server, s
     monkeypatch.setattr(studio.painting.network, "_room", 1)  # as it was, afterwards
     monkeypatch.setattr(studio.painting, "_paces", {studio.pipe: Pace({1: 0.02, 2: 0.021, 4: 0.022}, 0.0, (64, 64))})
     seen = []
-    plain = studio.painting.depth
-    monkeypatch.setattr(studio.painting, "depth", lambda *how: seen.append(plain(*how)) or seen[-1])
+    monkeypatch.setattr(seats, "depth_of", lambda *how: seen.append(depth_of(*how)) or seen[-1])
     client = Client(server, fps=30, values=VALUES | {"steps": 4, "guidance": 1})
     client.say("params", rev=1, patch={"steps": 1})
     client.until("params_ack")
@@ -316,10 +289,20 @@ def test_a_pipeline_that_paints_together_is_measured_and_has_its_depth(server, s
     client.close()
 
 
+def test_a_session_begins_with_its_models_own_strength(client):
+    assert client.welcome["values"]["strength"] == 0.6
+    assert seats.first_fields(family_of({"cross_attention_dim": 160})).request.strength == 0.2
+    for rev, (asked, found) in enumerate([(0.3, 0.3), (None, 0.6)], 1):
+        client.say("params", rev=rev, patch={"strength": asked})
+        assert client.until("params_ack")["effective"]["strength"] == found
+
+
 @pytest.mark.parametrize(("strength", "steps"), [(0.15, 7), (1, 8)])
 def test_the_better_picture_has_as_many_steps_as_its_strength_has(studio, strength, steps):
     from fewstep.serve.seats import Hello, better, first_fields
 
-    fields = first_fields(64).patched({"strength": strength, "steps": 4, "sampler": "lcm", "schedule": "linspace-lcm"})
+    fields = first_fields(studio.pipe.model.family).patched(
+        {"strength": strength, "steps": 4, "sampler": "lcm", "schedule": "linspace-lcm"}
+    )
     assert better(studio.pipe, Hello(), fields, studio.limits).request.steps == steps
     assert better(studio.pipe, Hello(), fields.patched({"refine": False}), studio.limits) is None

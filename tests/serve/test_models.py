@@ -16,6 +16,7 @@ from fewstep.checkpoints.load import load_stored
 from fewstep.checkpoints.save_single import save_single
 from fewstep.errors import CheckpointError, RequestError
 from fewstep.pipeline import Pipeline
+from fewstep.request import Request
 from fewstep.serve import models as models_file
 from fewstep.serve.jobs import Studio
 from fewstep.serve.models import Models, NoRoomError, UnknownModelError
@@ -147,6 +148,40 @@ def test_who_asks_while_others_are_in_use_waits_for_their_memory(made):
 
     assert asyncio.run(ask()) is made.entries["two (more)"].pipe
     assert made.entries["two"].pipe is None
+
+
+def test_the_first_one_leaves_too_where_it_can_come_back(shelf):
+    def again():
+        return Pipeline(tiny_model("sd15"))
+
+    made = Models(again(), shelf, load=cache(fewstep.load), again=again, budget=1)
+    studio, size = Studio(made.first.pipe, models=made), made.first.size
+    made.budget, before = max(size, made.entries["two"].size), studio.pipe.plan(Request("a cat", seed=1))
+
+    async def ask():
+        two = await made.pipe_of("two")
+        assert made.first.pipe is None and studio.pipe.model.name == made.first.name
+        assert studio.pipe.plan(Request("a cat", seed=1)) == before
+        with made.holding(two), pytest.raises(NoRoomError):
+            made.wait_s = 0.01
+            await made.pipe_of()
+        order = await studio.open(Request("a cat", steps=1, width=64, height=64), owner="me")
+        assert made.entries["two"].pipe is None and order.pipe is made.first.pipe
+        (picture,) = await studio.pictures(order, gone=asyncio.Event().wait())
+        assert picture.size == (64, 64)
+        made.budget = min(size, made.entries["two"].size) - 1
+        with pytest.raises(RequestError, match="takes .* GB, but"):
+            await made.pipe_of("two")
+        await made.unload()
+        assert made.loaded == [] and (await made.pipe_of()) is made.first.pipe  # alone, whatever it takes
+
+    asyncio.run(ask())
+    studio.close()
+
+
+def test_an_outline_paints_nothing():
+    with pytest.raises(RuntimeError, match="it only plans"):
+        Pipeline(tiny_model("sd15")).outline()("a cat")
 
 
 def test_what_cannot_be_loaded_says_no_path(made, shelf, tmp_path):

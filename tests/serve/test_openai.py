@@ -61,6 +61,20 @@ def test_the_images_own_transparency_is_a_mask(client):
     assert (np.asarray(opened(answer.data[0].b64_json).convert("RGB"))[:, 16:] == (200, 10, 10)).all()
 
 
+def test_several_images_are_edited_one_by_one_the_first_with_the_mask(client):
+    colours, extra = ["red", "blue"], {"steps": 2, "seed": 4}
+    images = [file_of(Image.new("RGB", (64, 64), colour)) for colour in colours]
+    hole = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
+    hole.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    together = client.images.edit(image=images, mask=file_of(hole), prompt="a dog", n=2, extra_body=extra).data
+    first = client.images.edit(image=images[0], mask=file_of(hole), prompt="a dog", n=2, extra_body=extra).data
+    second = client.images.edit(image=images[1], prompt="a dog", n=2, extra_body=extra).data
+    assert [one.b64_json for one in together] == [one.b64_json for one in (*first, *second)]
+    events = list(client.images.edit(image=images, prompt="x", stream=True, partial_images=1, extra_body=extra))
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"] * 2
+    assert [event.partial_image_index for event in events[::2]] == [0, 0]
+
+
 @pytest.mark.parametrize("partials", [0, 1, 3])
 def test_streams_with_partials(client, partials):
     extra = {"steps": 4, "seed": 3}
@@ -113,8 +127,8 @@ def test_errors_have_openais_form(client, fields, match):
 def test_an_edit_without_a_good_picture(client, server):
     with pytest.raises(openai.BadRequestError, match="not a PNG, JPEG or WebP"):
         client.images.edit(image=("a.png", b"GIF89a", "image/png"), prompt="x")
-    with pytest.raises(openai.BadRequestError, match="2 images were sent"):
-        client.images.edit(image=[file_of(Image.new("RGB", (64, 64)))] * 2, prompt="x")
+    with pytest.raises(openai.BadRequestError, match="20 pictures are more than 16"):
+        client.images.edit(image=[file_of(Image.new("RGB", (64, 64)))] * 2, prompt="x", n=10)
     answer = httpx.post(f"http://127.0.0.1:{server}/v1/images/edits", data={"prompt": "x"})
     assert answer.status_code == 400 and "No image was sent" in answer.json()["error"]["message"]
 

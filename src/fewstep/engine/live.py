@@ -32,12 +32,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Order:
-    """One painting: a frame with the parameters of a revision; `refined` is the better one of an idle session."""
+    """One painting: a frame with the parameters of a revision; `refined` is the better one of an idle session.
+
+    `place` counts a session's paintings: a client that came back may number its frames anew.
+    """
 
     frame: Frame
     revision: int
     fields: Any
     refined: bool = False
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Counts:
 
 
 class LiveSession:
-    """See the module. `depth`, at most so many frames in the making at once, may be a function of the fields.
+    """See the module. `depth` is how many frames are in the making at once, at the most.
 
     `paint` makes an order's steps, on the engine's thread. `tell` gets every Output and Failed, on that thread too; it
     must not wait. `period_s` is what a frame may take: its deadline. `refine` says how an idle session's fields change
@@ -88,7 +92,7 @@ class LiveSession:
         *,
         owner: str,
         period_s: float = 0.1,
-        depth: int | Callable[[Any], int] = 1,
+        depth: int = 1,
         changes: Changes | None = None,
         refine: Callable[[Any], Any] | None = None,
         refine_after_s: float = 0.0,
@@ -108,7 +112,7 @@ class LiveSession:
         self._better: threading.Timer | None = None
         self._begun_s = 0.0
         self._works: dict[Work, Order] = {}
-        self._shown = -1
+        self._begun = self._shown = 0
         self._refined = False
         self._closed = self._paused = False
 
@@ -132,6 +136,11 @@ class LiveSession:
         with self._lock:
             self.fields, self.revision, self._stale = fields, revision, True
             self._start()
+
+    def expect(self, *, period_s: float, depth: int, changes: Changes | None = None) -> None:
+        """Frames at another pace from now on, and (`changes`) of another kind: the next one counts as changed."""
+        with self._lock:
+            self.period_s, self.depth, self.changes = period_s, depth, changes or self.changes
 
     def pause(self, *, on: bool) -> None:
         """Begin nothing while it is on; what came meanwhile follows after it, the newest frame of it."""
@@ -168,8 +177,7 @@ class LiveSession:
         for work, order in self._works.items():
             if order.refined:
                 self.engine.cancel(work)
-        depth = self.depth if isinstance(self.depth, int) else self.depth(self.fields)
-        if sum(not order.refined for order in self._works.values()) >= depth:
+        if sum(not order.refined for order in self._works.values()) >= self.depth:
             return
         frame, self._mailbox = self._mailbox or self._frame, None
         assert frame is not None
@@ -178,7 +186,7 @@ class LiveSession:
         self._frame, self._stale, self._refined = frame, False, False
         if frame.picture is not None:
             self.changes.painted(frame.picture)
-        self._submit(Order(frame, self.revision, self.fields), self.period_s)
+        self._submit(Order(frame, self.revision, self.fields, place=self._next_place()), self.period_s)
 
     def _go_on_later(self) -> None:
         """Paint the last frame again, a period after it was begun; a new frame comes before."""
@@ -231,8 +239,8 @@ class LiveSession:
                 self._go_on_later()
             self._start()
             final = self.idle
-            if error is None and order.frame.seq >= self._shown:
-                self._shown = order.frame.seq
+            if error is None and order.place > self._shown:
+                self._shown = order.place
                 self.counts.painted += 1
                 self.tell(Output(order, result, queued_s, painted_s, final))
             elif error is not None and not (order.refined and isinstance(error, CancelledError)):
@@ -260,4 +268,9 @@ class LiveSession:
         self._refined = True
         better = self.refine(order.fields)
         if better is not None:
-            self._submit(replace(order, fields=better, refined=True), 1000 * self.period_s)
+            again = replace(order, fields=better, refined=True, place=self._next_place())
+            self._submit(again, 1000 * self.period_s)
+
+    def _next_place(self) -> int:
+        self._begun += 1
+        return self._begun

@@ -74,6 +74,11 @@ OWN: dict[str, dict[str, Any]] = {
         "description": "paint the last picture again with more steps when nothing else is to be done",
         "default": True,
     },
+    "keep": {
+        "type": "boolean",
+        "description": "put refined pictures and snapshots into the server's history",
+        "default": False,
+    },
 }
 
 
@@ -84,6 +89,7 @@ class LiveRequest:
     request: Request
     loras: tuple[tuple[str, float], ...] = ()
     refine: bool = True
+    keep: bool = False
     blend: int = SPECS["blend"][1]
     noise: str = SPECS["noise"][1]
     noise_speed: float = SPECS["noise_speed"][1]
@@ -124,20 +130,25 @@ class LiveRequest:
         return asked | {
             "loras": [{"name": name, "weight": weight} for name, weight in self.loras],
             "refine": self.refine,
+            "keep": self.keep,
             **{name: getattr(self, name) for name in SPECS},
         }
 
 
-def schema() -> dict[str, Any]:
-    """The parameters as a JSON schema, in the order of a form."""
+def schema(*, history: bool = True) -> dict[str, Any]:
+    """The parameters as a JSON schema, in the order of a form; `history`: whether there is one to keep pictures in."""
     asked = request.schema()["properties"]
     properties = {name: dict(asked[name]) for name in ASKED} | OWN
+    if not history:
+        del properties["keep"]
     properties["steps"]["maximum"] = STEPS_LIMIT
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def _own(name: str, value: Any) -> Any:
-    return request.checked(name, value, SPECS[name][0]) if name in SPECS else _READ[name](value)
+    if name in SPECS:
+        return request.checked(name, value, SPECS[name][0])
+    return _loras(value) if name == "loras" else _yes(name, value)
 
 
 def _loras(value: Any) -> tuple[tuple[str, float], ...]:
@@ -160,10 +171,7 @@ def _is_weight(weight: object) -> bool:
     return isinstance(weight, (int, float)) and not isinstance(weight, bool) and math.isfinite(weight)
 
 
-def _yes(value: Any) -> bool:
+def _yes(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise RequestError(f"refine is {value!r}. Give true or false.")
+        raise RequestError(f"{name} is {value!r}. Give true or false.")
     return value
-
-
-_READ: dict[str, Any] = {"loras": _loras, "refine": _yes}

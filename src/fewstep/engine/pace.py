@@ -95,6 +95,10 @@ class Pace:
         return self._call_s(size * rows) <= GAIN * size * self._call_s(rows)
 
 
+ALONE = Pace({1: 1.0})
+"""Where a session's frames gain nothing from each other: on a CPU, and where workers share calls as they like."""
+
+
 def measured(
     pipe: Pipeline, *, budget_s: float, size_px: int | None = None, clock: Callable[[], float] = time.perf_counter
 ) -> Generator[Ask, Any, Pace]:

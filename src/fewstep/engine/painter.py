@@ -59,15 +59,6 @@ class LivePainter:
         """Whether the same frame, painted again, would be another picture: a prompt on its way, a walk of the noise."""
         return not self._prompts.arrived or (fields.noise == "walk" and fields.noise_speed > 0)
 
-    def depth(self, fields: LiveRequest, *, pace: Pace, period_s: float) -> int:
-        """How many frames to have in the making at once, for `LiveSession`'s depth."""
-        usual, asked = self.pipe.sampling, fields.request
-        guidance = usual.guidance if asked.guidance is None else asked.guidance
-        twice = guidance != 1 and fields.guidance_mode == "full" and not self.pipe.model.sampling.embedded_guidance
-        if asked.width and asked.height:
-            pace = pace.sized((asked.width, asked.height))
-        return pace.depth(asked.steps or usual.steps, period_s, rows=2 if twice else 1)
-
     def paint(self, order: Order) -> Generator[Ask, Array, Picture]:
         """The steps of an order; the result is its picture. Raises what planning raises: RequestError, LoraError."""
         pipe, fields, frame = self.pipe, order.fields, order.frame
@@ -128,6 +119,12 @@ class LivePainter:
             if len(self._denoisers) > KEPT:
                 del self._denoisers[next(iter(self._denoisers))]
         return self._denoisers[key]
+
+
+def depth_of(fields: LiveRequest, plan: Plan, pace: Pace, period_s: float) -> int:
+    """How many frames of a session to have in the making at once; `plan` is that of one of its frames."""
+    rows = 2 if plan.guided and not _is_aside(fields, plan) else 1
+    return pace.sized(plan.size).depth(len(plan.timesteps), period_s, rows=rows)
 
 
 def _is_aside(fields: LiveRequest, plan: Plan) -> bool:

@@ -11,7 +11,7 @@ from fewstep.engine.fleet import Fleet
 from fewstep.engine.live import Order
 from fewstep.engine.live_request import LiveRequest
 from fewstep.engine.local import LocalEngine, wait_for
-from fewstep.engine.pace import Pace, measured
+from fewstep.engine.pace import ALONE, Pace, measured
 from fewstep.engine.painter import LivePainter
 from fewstep.engine.pictures import PictureNetwork, paint
 from fewstep.engine.work import Engine
@@ -51,8 +51,8 @@ class Painting(Protocol):
         """For one live session."""
         ...
 
-    def depth(self, pipe: Pipeline, plan: Plan, period_s: float) -> int:
-        """How many frames of a session should be in the making at once; may take a measurement, and wait for it."""
+    def pace(self, pipe: Pipeline, period_s: float) -> Pace:
+        """What calls of a pipeline take, for sessions with such a period; may take a measurement, and wait for it."""
         ...
 
 
@@ -72,15 +72,14 @@ class Here:
         """With the pipeline itself."""
         return LivePainter(pipe)
 
-    def depth(self, pipe: Pipeline, plan: Plan, period_s: float) -> int:
-        """By the pace of the pipeline, measured once; 1 where pictures are not computed together at all."""
+    def pace(self, pipe: Pipeline, period_s: float) -> Pace:
+        """Measured once; `ALONE` where pictures are not computed together at all."""
         if pipe.batch == 1:
-            return 1
+            return ALONE
         if pipe not in self._paces:
             self._paces[pipe] = wait_for(self.engine, lambda: measured(pipe, budget_s=period_s))
             self.network.at_once = self._paces[pipe].room(period_s)
-        pace = self._paces[pipe].sized(plan.size)
-        return pace.depth(len(plan.timesteps), period_s, rows=2 if plan.guided else 1)
+        return self._paces[pipe]
 
 
 class Away:
@@ -97,6 +96,6 @@ class Away:
         """One that sends errands."""
         return RemotePainter(pipe.source, session)
 
-    def depth(self, pipe: Pipeline, plan: Plan, period_s: float) -> int:
-        """One: a worker shares calls among its sessions, not among one session's frames."""
-        return 1
+    def pace(self, pipe: Pipeline, period_s: float) -> Pace:
+        """`ALONE`: a worker shares calls among its sessions, not among one session's frames."""
+        return ALONE

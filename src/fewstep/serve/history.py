@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fewstep.errors import OutputError
 from fewstep.image import write_atomically
 from fewstep.infotext import PNG_KEY, Picture
-from fewstep.request import DEFAULTS
+from fewstep.request import DEFAULTS, Request
 from fewstep.serve.journal import say
 
 if TYPE_CHECKING:
@@ -96,15 +96,19 @@ class History:
     def keep(self, order: Order) -> None:
         """The pictures of an order that are done, soon."""
         for index, picture in enumerate(order.pictures):
-            if picture is None or self._closed:
-                continue
-            if not self._room.acquire(blocking=False):
-                say("history", job=order.job.id, error=f"{WAITING} pictures wait for the disk: this one is not kept")
-                continue
-            kept, model = request_of(order, index), order.pipe.model.name
-            row = {"job": order.job.id, "model": model, "prompt": kept["prompt"], "request": json.dumps(kept)}
-            row["from_picture"] = order.plan.image is not None
-            self._thread.submit(self._keep, picture, row)
+            if picture is not None:
+                asked = order.plan.request.replaced(seed=order.plan.seed_of(index))
+                self.add(picture, order.job.id, order.pipe.model.name, asked)
+
+    def add(self, picture: Picture, job: str, model: str, request: Request) -> None:
+        """One picture, soon: `request` is what it was painted from, with its own seed."""
+        if self._closed:
+            return
+        if not self._room.acquire(blocking=False):
+            say("history", job=job, error=f"{WAITING} pictures wait for the disk: this one is not kept")
+            return
+        row = {"job": job, "model": model, "prompt": request.prompt, "request": json.dumps(again(request))}
+        self._thread.submit(self._keep, picture, row | {"from_picture": request.image is not None})
 
     async def list(self, *, words: str = "", before: int | None = None, limit: int = 50) -> list[Kept]:
         """The newest first, of those numbered below `before`; with words, those whose prompts have all of them."""
@@ -233,11 +237,13 @@ def _kept(row: tuple[Any, ...]) -> Kept:
     return Kept(**found)
 
 
-def request_of(order: Order, index: int) -> dict[str, Any]:
-    """What was asked for one picture of an order, as `fewstep.request.request_of` takes it: with its own seed, without
-    pictures and defaults.
+def again(request: Request) -> dict[str, Any]:
+    """What was asked for one picture, as `fewstep.request.request_of` takes it: without pictures and defaults.
+
+    >>> again(Request("a fox", seed=0, count=3))
+    {'prompt': 'a fox', 'seed': 0}
     """
-    asked = {field.name: getattr(order.plan.request, field.name) for field in fields(order.plan.request)}
+    asked = {field.name: getattr(request, field.name) for field in fields(request)}
     left_out = ("image", "mask", "count")
     mine = {name: value for name, value in asked.items() if name not in left_out and value != DEFAULTS.get(name, "")}
-    return {"prompt": asked["prompt"], **mine, "seed": order.plan.seed_of(index)}
+    return {"prompt": request.prompt, **mine, "seed": request.seed}

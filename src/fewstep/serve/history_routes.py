@@ -20,7 +20,7 @@ class Summary(BaseModel):
 
     id: str
     made: datetime
-    job: str = Field(description="the X-Task-Id of the answer that it came with")
+    job: str = Field(description="the X-Task-Id of the answer that it came with; live: of a live session")
     model: str
     prompt: str
     width: int

@@ -41,7 +41,7 @@ REMEMBERED = 64
 
 
 class Studio:
-    """Pipelines with their engine, and the jobs of the last while. `pipe` is the first model's.
+    """Pipelines with their engine, and the jobs of the last while.
 
     `painting` says where pictures are painted: here, where `waiting` is the limit of those that wait, unless told
     otherwise. `limits` are of one order, `patience_s` of the seconds that a job waits; `history` keeps what was
@@ -60,7 +60,7 @@ class Studio:
         history: History | None = None,
         log_prompts: bool = False,
     ) -> None:
-        self.pipe, self.models, self.history = pipe, models or Models(pipe), history
+        self.models, self.history = models or Models(pipe), history
         self.limits, self.patience_s, self.log_prompts = limits or Limits(), patience_s, log_prompts
         self.painting = painting or Here(waiting=waiting)
         self.engine = self.painting.engine
@@ -87,6 +87,11 @@ class Studio:
             await asyncio.sleep(0.05)
         for job in self.active:
             job.give_up(LeavingError())
+
+    @property
+    def pipe(self) -> Pipeline:
+        """The first model's; while that is not in memory one without weights, which plans."""
+        return self.models.first.pipe or self.models.outline
 
     async def pipe_of(self, name: str | None = None) -> Pipeline:
         """The pipeline of a model by its name, title, file name or hash, loaded if need be; see `Models.pipe_of`."""
@@ -122,7 +127,7 @@ class Studio:
             raise LeavingError
         if request.hires_upscaler is not None and upscaler_named(request.hires_upscaler) not in (*LATENT, *PIXEL):
             raise RequestError(f"There is no upscaler '{request.hires_upscaler[:60]}' here; a file is not taken.")
-        pipe = pipe or self.pipe
+        pipe = pipe or await self.pipe_of()
         plan = await asyncio.to_thread(pipe.plan, request)
         self.limits.check(plan)
         steps = evaluations(plan.sampler, pipe.model.schedule, plan.timesteps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from fewstep.errors import RequestError
 from fewstep.plan import Plan
@@ -16,17 +17,23 @@ class Limits:
     count: int = 16
     pixels: int = 16 * 1024 * 1024
 
-    def check(self, plan: Plan) -> None:
-        """Raises RequestError where a plan is beyond them."""
-        passes = [plan, plan.hires] if plan.hires is not None else [plan]
-        count, steps = plan.request.count, max(len(one.timesteps) for one in passes)
+    def check(self, *plans: Plan) -> None:
+        """Raises RequestError where plans that are asked for together are beyond them."""
+        passes = [one for plan in plans for one in (plan, plan.hires) if one is not None]
+        count, steps = sum(plan.request.count for plan in plans), max(len(one.timesteps) for one in passes)
         if steps > self.steps:
             raise RequestError(f"{steps} steps are more than the {self.steps} that this server takes. Ask for fewer.")
         if count > self.count:
             raise RequestError(f"{count} pictures are more than {self.count} at once. Ask several times.")
-        width, height = max((one.size for one in passes), key=lambda size: size[0] * size[1])
-        if count * width * height > self.pixels:
+        pixels = sum(plan.request.count * max(map(prod, _sizes(plan))) for plan in plans)
+        if pixels > self.pixels:
+            width, height = max((size for plan in plans for size in _sizes(plan)), key=prod)
+            of = "of" if count * width * height == pixels else "of up to"
             raise RequestError(
-                f"{count} of {width}x{height} are {count * width * height} pixels, but at most {self.pixels} are "
+                f"{count} {of} {width}x{height} are {pixels} pixels, but at most {self.pixels} are "
                 "painted at once. Ask for fewer, or for smaller ones."
             )
+
+
+def _sizes(plan: Plan) -> list[tuple[int, int]]:
+    return [plan.size] if plan.hires is None else [plan.size, plan.hires.size]

@@ -27,7 +27,7 @@ from fewstep.serve.answers import sentence_of
 from fewstep.serve.frames import LIMIT, Codec, Flag, Kind, Message, unpacked
 from fewstep.serve.jobs import Studio
 from fewstep.serve.orders import LeavingError
-from fewstep.serve.seats import Hello, Seat, first_fields, seeded, trial
+from fewstep.serve.seats import Hello, Seat, filled, first_fields, looked_at
 from fewstep.serve.uploads import SIDE_LIMIT_PX, aside, to_base64
 
 PROTOCOL = "fewstep.live.v1"
@@ -60,9 +60,7 @@ class Room:
         """The session that a resume token belongs to, or a new one. Raises BusyError when there are too many."""
         for seat in self.seats.values():
             if hello.token and secrets.compare_digest(seat.token.encode(), hello.token.encode()):
-                if timer := self._leaving.pop(seat.id, None):
-                    timer.cancel()
-                return seat
+                return await self._back(seat, hello)
         if self.studio.leaving:
             raise LeavingError
         if len(self.seats) >= self.sessions and self._leaving:
@@ -70,11 +68,23 @@ class Room:
         if len(self.seats) >= self.sessions:
             raise BusyError(f"There are {self.sessions} live sessions already. Try again later.", 5.0)
         pipe = await self.studio.pipe_of(hello.model or None)
-        fields = seeded(first_fields(pipe.model.family.size_px).patched(hello.values))
-        plan = await asyncio.to_thread(trial, pipe, hello, fields, self.studio.limits)
-        depth = await asyncio.to_thread(self.studio.painting.depth, pipe, plan, 1 / hello.fps)
+        family = pipe.model.family
+        fields = filled(first_fields(family).patched(hello.values), family)
+        _, depth = await looked_at(self.studio, pipe, hello, fields)
         seat = Seat(self.studio, pipe, hello, fields, depth)
         self.seats[seat.id] = seat
+        return seat
+
+    async def _back(self, seat: Seat, hello: Hello) -> Seat:
+        """The client of a session is here again. Raises FewstepError for a hello that it cannot go on with."""
+        if timer := self._leaving.pop(seat.id, None):
+            timer.cancel()
+        try:
+            await seat.greet(hello)
+        except FewstepError:
+            if seat.id not in self.sockets:
+                self.left(seat)
+            raise
         return seat
 
     def left(self, seat: Seat) -> None:
@@ -108,7 +118,7 @@ class Socket:
         if older is not None:
             await older.socket.close(4409, "This session goes on elsewhere.")
         self._welcome()
-        if seat.hello.mode == "prompt" and seat.last is None:
+        if seat.hello.mode == "prompt" and (seat.last is None or seat.last.order.frame.picture is not None):
             seat.session.offer(Frame(0))
         tasks = [asyncio.ensure_future(work()) for work in (self._read, self._look, self._write, self._report)]
         try:
@@ -132,7 +142,7 @@ class Socket:
             resume_token=seat.token,
             model=model.name,
             limits=limits | {"window": seat.window},
-            schema=schema(),
+            schema=schema(history=seat.studio.history is not None),
             values=seat.fields.values(),
             rev=seat.revision,
         )
@@ -182,6 +192,7 @@ class Socket:
         if self.seat.last is None:
             raise RequestError("There is no picture yet.")
         picture = self.seat.last.result
+        self.seat.keep(self.seat.last)
         png = await aside(lambda: to_base64(picture))
         self.seat.say("snapshot", seq=self.seat.last_number, infotext=picture.info.get(PNG_KEY, ""), png=png)
 
@@ -208,9 +219,9 @@ class Socket:
                 kind = next(iter(seat.texts))
                 await self.socket.send_text(json.dumps(seat.texts.pop(kind)))
             if seat.output is not None and seat.may_send:
-                output, seat.output = seat.output, None
-                data = await asyncio.to_thread(_encoded, output.result, seat.hello.codecs[0])
-                await self.socket.send_bytes(_packed(output, data, seat))
+                output, seat.output, codec = seat.output, None, seat.hello.codecs[0]
+                data = await asyncio.to_thread(_encoded, output.result, codec)
+                await self.socket.send_bytes(_packed(output, data, codec, seat))
 
     async def _report(self) -> None:
         while True:
@@ -245,13 +256,13 @@ def _encoded(picture: Any, codec: str) -> bytes:
     return stream.getvalue()
 
 
-def _packed(output: Output, data: bytes, seat: Seat) -> bytes:
+def _packed(output: Output, data: bytes, codec: str, seat: Seat) -> bytes:
     flags = (Flag.FINAL if output.final else Flag.NONE) | (Flag.REFINED if output.order.refined else Flag.NONE)
     frame, number = output.order.frame, seat.number()
     seat.last_number = number
     return Message(
         Kind.OUTPUT,
-        Codec[seat.hello.codecs[0].upper()],
+        Codec[codec.upper()],
         number,
         data,
         flags,
@@ -289,9 +300,9 @@ def _entering(routes: APIRouter, studio: Studio) -> None:
     async def live_schema() -> dict[str, Any]:
         """The parameters of live sessions, as a JSON schema, with their first values."""
         model = studio.pipe.model
-        fields = first_fields(model.family.size_px)
+        fields = first_fields(model.family)
         return {
-            "schema": schema(),
+            "schema": schema(history=studio.history is not None),
             "defaults": fields.values(),
             "model": model.name,
             "size_px": model.family.size_px,

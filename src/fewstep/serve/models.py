@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep.checkpoints.outline import Outline
 from fewstep.checkpoints.search import model_hash
 from fewstep.checkpoints.single import open_single
 from fewstep.errors import CheckpointError, FewstepError, RequestError
@@ -78,8 +79,9 @@ class Entry:
 
 
 class Models:
-    """`first` is the model that the server was started with; it stays. Others are those of `folder`, which `load` opens
-    on demand; all together take at most `budget` bytes, and the one whose use is longest ago leaves first.
+    """`first` is the model that the server was started with, which `again` loads again: without that it stays. Others
+    are those of `folder`, which `load` opens on demand; all together take at most `budget` bytes, and the one whose use
+    is longest ago leaves first. `outline` is the first model as far as it is known without its weights.
     """
 
     def __init__(
@@ -88,10 +90,12 @@ class Models:
         folder: Path | None = None,
         *,
         load: Callable[[Path], Pipeline] | None = None,
+        again: Callable[[], Pipeline] | None = None,
         budget: int | None = None,
     ) -> None:
         self.first = Entry(first.model.name, first.model.path, pipe=first, size=bytes_of(first))
-        self.folder, self.load = folder, load
+        self.outline = first if again is None else first.outline()
+        self.folder, self.load, self.again = folder, load, again
         free = 0 if budget is not None or folder is None else free_bytes(first.model.device)
         self.budget = self.first.size + int(SHARE * free) if budget is None else budget
         self.entries: dict[str, Entry] = {self.first.name: self.first}
@@ -173,33 +177,37 @@ class Models:
             entry.holders -= 1
 
     async def unload(self) -> None:
-        """Every model that is not in use leaves, but for the first."""
+        """Every model that is not in use, and can come back, leaves."""
         for entry in self._idle():
             entry.pipe = None
         await asyncio.to_thread(_free_cache)
 
     def _idle(self) -> list[Entry]:
         """Those that may leave, the one whose use is longest ago first."""
-        idle = [entry for entry in self.loaded if not entry.holders and entry is not self.first]
+        may_leave = [entry for entry in self.loaded if entry is not self.first or self.again is not None]
+        idle = [entry for entry in may_leave if not entry.holders]
         return sorted(idle, key=lambda entry: entry.used)
 
     async def _room_for(self, entry: Entry) -> None:
         """Let idle models leave, and wait a while for those that are in use."""
-        if self.first.size + entry.size > self.budget:
-            need, have = (f"{size / 1e9:.3g} GB" for size in (self.first.size + entry.size, self.budget))
-            text = f"The model '{entry.name}' and the first one take {need}, but models may take {have}."
+        needed = entry.size + (self.first.size if self.again is None else 0)
+        if needed > self.budget and entry is not self.first:
+            need, have = (f"{size / 1e9:.3g} GB" for size in (needed, self.budget))
+            who = "and the first one take" if self.again is None else "takes"
+            text = f"The model '{entry.name}' {who} {need}, but models may take {have}."
             raise RequestError(f"{text} Start the server with more --memory.")
         until = time.monotonic() + self.wait_s
-        while not self._made_room(entry.size):
+        while not self._made_room(entry):
             if time.monotonic() > until:
                 raise NoRoomError(f"There is no memory for '{entry.name}' while other models are in use. Try again.")
             await asyncio.sleep(POLL_S)
 
-    def _made_room(self, size: int) -> bool:
+    def _made_room(self, entry: Entry) -> bool:
+        """The first model comes back to an empty place however large it is: it was there when the server began."""
         for idle in self._idle():
-            if self._taken() + size > self.budget:
+            if self._taken() + entry.size > self.budget:
                 idle.pipe = None
-        return self._taken() + size <= self.budget
+        return self._taken() + entry.size <= self.budget or (entry is self.first and not self.loaded)
 
     def _taken(self) -> int:
         return sum(entry.size for entry in self.loaded)
@@ -207,9 +215,9 @@ class Models:
     def _opened(self, entry: Entry) -> Pipeline:
         """On a thread. What is wrong with a file is for the log: it names paths, which are not for strangers."""
         _free_cache()
-        assert self.load is not None
+        assert self.load is not None and (self.again is not None or entry is not self.first)
         try:
-            pipe = self.load(entry.path)
+            pipe = self.again() if entry is self.first and self.again is not None else self.load(entry.path)
             entry.digest = pipe.model.content_hash
         except Exception as error:  # noqa: BLE001 - whatever it is, the others go on
             say("model", name=entry.name, error=str(error))
@@ -269,8 +277,12 @@ def _on_disk(path: Path) -> tuple[int, int]:
 
 
 def bytes_of(pipe: Pipeline) -> int:
-    """What a loaded model's weights take; as on disk for ONNX Runtime, which reads them when they are needed."""
+    """What a loaded model's weights take; as on disk for ONNX Runtime, which reads them when they are needed; 0 for one
+    that others paint with.
+    """
     model: Any = pipe.model
+    if isinstance(model, Outline):
+        return 0
     if not hasattr(model, "vae"):
         return _on_disk(model.path)[0]
     modules = (model.unet, model.vae, *model.text.encoders)

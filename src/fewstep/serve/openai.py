@@ -2,6 +2,10 @@
 
 Source: the public API reference and the `openai` package. Our own parameters (negative_prompt, steps, guidance, seed,
 strength, sampler, ...) come as further keys, as `extra_body` sends them.
+
+Several images are edited one by one, each with the prompt: n pictures of the first, then n of the next. Models that
+combine pictures would make one of them all; Stable Diffusion's start from one, and to leave out the others, or to lay
+them side by side, would be to pretend. As OpenAI says, a mask is for the first image.
 """
 
 from __future__ import annotations
@@ -9,8 +13,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypeAlias, TypeVar
 
 from fastapi import APIRouter, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -35,6 +40,7 @@ ALIASES = {"n": "count", "num_inference_steps": "steps", "guidance_scale": "guid
 _SIZE = re.compile(r"(\d{2,5})x(\d{2,5})")
 _OPENAIS = re.compile(r"(gpt|chatgpt|dall)-")
 Event: TypeAlias = Stepped | Painted
+T = TypeVar("T")
 _OWN = frozenset(asked.SPECS) - {"prompt", "image", "mask", "count", "width", "height"}
 
 
@@ -124,11 +130,14 @@ def router(studio: Studio) -> APIRouter:
     @routes.post("/images/generations", response_model=Images, responses=_STREAM)
     async def generations(body: Generation, http: Request) -> Any:
         """Pictures from words; with `stream` as events, partial pictures first."""
-        return await _answer(studio, http, body.model_dump(exclude_none=True), {}, "image_generation")
+        return await _answer(studio, http, body.model_dump(exclude_none=True), [{}], "image_generation")
 
     @routes.post("/images/edits", response_model=Images, responses=_STREAM, openapi_extra=_form_body())
     async def edits(http: Request) -> Any:
-        """Pictures from a picture, as a whole or where a mask, or the picture itself, is transparent."""
+        """Pictures from a picture, as a whole or where a mask, or the picture itself, is transparent.
+
+        Several images are edited one by one, each with the prompt; the mask is for the first.
+        """
         fields, pictures = await _form(http)
         try:
             body = Generation.model_validate(fields).model_dump(exclude_none=True)
@@ -154,11 +163,11 @@ async def _pipe(studio: Studio, name: str | None) -> Pipeline:
     return await studio.pipe_of(None if name is None or _OPENAIS.match(name) else name)
 
 
-async def _form(http: Request) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The text fields and the pictures of a multipart form; `image` or `image[]`, and `mask`."""
+async def _form(http: Request) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The text fields of a multipart form and its pictures: each `image` or `image[]`, the first one with `mask`."""
     fields: dict[str, Any] = {}
     images: list[Image.Image] = []
-    pictures: dict[str, Any] = {}
+    mask: dict[str, Any] = {}
     async with http.form(max_files=17, max_fields=64) as form:
         for name, value in form.multi_items():
             if isinstance(value, str):
@@ -166,12 +175,10 @@ async def _form(http: Request) -> tuple[dict[str, Any], dict[str, Any]]:
             elif name in ("image", "image[]"):
                 images.append(await _picture(value, "image"))
             elif name == "mask":
-                pictures["mask"] = await _picture(value, "mask")
+                mask["mask"] = await _picture(value, "mask")
     if not images:
         raise RequestError("No image was sent. Send a PNG, JPEG or WebP as image.")
-    if len(images) > 1:
-        raise RequestError(f"{len(images)} images were sent, but this model starts from one. Send one image.")
-    return fields, {"image": images[0], **pictures}
+    return fields, [{"image": images[0], **mask}, *({"image": image} for image in images[1:])]
 
 
 async def _picture(file: UploadFile | Any, what: str) -> Image.Image:
@@ -209,39 +216,46 @@ def _pictures(pictures: Mapping[str, Any]) -> dict[str, Any]:
     return {"image": image.convert("RGB"), "mask": hole} if hole.getextrema()[1] else {"image": image.convert("RGB")}
 
 
-async def _answer(studio: Studio, http: Request, body: dict[str, Any], pictures: Mapping[str, Any], event: str) -> Any:
+async def _answer(
+    studio: Studio, http: Request, body: dict[str, Any], starts: Sequence[Mapping[str, Any]], event: str
+) -> Any:
+    """`starts` are the image and mask of each order."""
     kind = body.get("output_format", "png")
     if kind not in FORMATS:
         raise RequestError(f"output_format is {kind!r}, but pictures are {', '.join(FORMATS)} here.")
     if body.get("response_format") == "url":
         raise RequestError("response_format url is not served: pictures come as b64_json. Leave it out.")
     pipe = await _pipe(studio, body.get("model"))
-    order = await studio.open(request_of(body, pictures), owner=owner_of(http.scope), pipe=pipe)
-    http.state.task = order.job.id
-    how = _Written(kind, body.get("output_compression"), order)
+    owner = owner_of(http.scope)
+    orders = [await studio.open(request_of(body, start), owner=owner, pipe=pipe) for start in starts]
+    studio.limits.check(*(order.plan for order in orders))
+    http.state.task = orders[0].job.id
+    how = [_Written(kind, body.get("output_compression"), order) for order in orders]
     if body.get("stream"):
-        return await _stream(studio, order, how, http, event, body.get("partial_images", 0))
-    painted = await studio.pictures(order, gone=gone(http))
-    return {
-        "created": int(time.time()),
-        "data": [{"b64_json": await how.text(picture)} for picture in painted],
-        **how.facts(),
-    }
+        return await _stream(studio, how, http, event, body.get("partial_images", 0))
+    data: list[dict[str, str]] = []
+    for one in how:
+        painted = await studio.pictures(one.order, gone=gone(http))
+        data += [{"b64_json": await one.text(picture)} for picture in painted]
+        if one.order.job.cancelled:
+            break
+    return {"created": int(time.time()), "data": data, **how[0].facts()}
 
 
 class _Written:
     """How a job's pictures are written, and what its answers say of them."""
 
     def __init__(self, kind: str, compression: int | None, order: Order) -> None:
-        self.kind, self.quality, self.plan = kind, 100 if compression is None else compression, order.plan
+        self.kind, self.quality, self.order = kind, 100 if compression is None else compression, order
 
     async def text(self, picture: Picture) -> str:
         options = {} if self.kind == "png" else {"quality": max(1, min(95, self.quality))}
         return await aside(lambda: to_base64(picture, FORMATS[self.kind], **options))
 
     def facts(self) -> dict[str, Any]:
-        width, height = (self.plan.hires or self.plan).size
-        words = len(self.plan.request.prompt.split())
+        plan = self.order.plan
+        width, height = (plan.hires or plan).size
+        words = len(plan.request.prompt.split())
         usage = {"input_tokens": words, "output_tokens": 0, "total_tokens": words}
         return {
             "output_format": self.kind,
@@ -253,7 +267,7 @@ class _Written:
 
 
 async def _stream(
-    studio: Studio, order: Order, how: _Written, http: Request, event: str, partials: int
+    studio: Studio, how: Sequence[_Written], http: Request, event: str, partials: int
 ) -> StreamingResponse:
     """The pictures as they come. The answer begins with the first evaluation: until then errors have a status."""
 
@@ -261,10 +275,18 @@ async def _stream(
         """The last steps before the end, evenly."""
         return step in {round((number + 1) * steps / (partials + 1)) for number in range(partials)}
 
-    painting = studio.run(order, wanted=wanted if partials else None)
-    async with studio.while_there(order, gone(http)):
+    painting = _run(studio, how, wanted if partials else None)
+    async with studio.while_there(how[0].order, gone(http)):
         first = await anext(painting)
-    return _Streamed(_events(first, painting, how, event), painting)
+    return _Streamed(_events(first, painting, event), painting)
+
+
+async def _run(studio: Studio, how: Sequence[_Written], wanted: Any) -> AsyncGenerator[tuple[_Written, Event], None]:
+    """What becomes of one order after the other."""
+    for one in how:
+        async with aclosing(studio.run(one.order, wanted=wanted)) as events:
+            async for event in events:
+                yield one, event
 
 
 class _Streamed(StreamingResponse):
@@ -283,14 +305,15 @@ class _Streamed(StreamingResponse):
 
 
 async def _events(
-    first: Stepped | Painted, rest: AsyncIterator[Stepped | Painted], how: _Written, event: str
+    first: tuple[_Written, Event], rest: AsyncIterator[tuple[_Written, Event]], event: str
 ) -> AsyncIterator[str]:
     """`event: image_generation.partial_image` for as many previews as were asked for, then `.completed` each."""
-    sent: dict[int, int] = {}
+    sent: dict[tuple[str, int], int] = {}
     try:
-        async for one in _again(first, rest):
+        async for how, one in _again(first, rest):
             if isinstance(one, Stepped) and one.preview is not None:
-                number = sent[one.index] = sent.get(one.index, -1) + 1
+                picture = how.order.job.id, one.index
+                number = sent[picture] = sent.get(picture, -1) + 1
                 more = {"partial_image_index": number}
                 yield await _event(f"{event}.partial_image", how, one.preview, more)
             elif isinstance(one, Painted):
@@ -299,7 +322,7 @@ async def _events(
         yield f"event: error\ndata: {json.dumps({'type': 'error', 'error': {'message': sentence_of(error)}})}\n\n"
 
 
-async def _again(first: Stepped | Painted, rest: AsyncIterator[Stepped | Painted]) -> AsyncIterator[Stepped | Painted]:
+async def _again(first: T, rest: AsyncIterator[T]) -> AsyncIterator[T]:
     yield first
     async for one in rest:
         yield one

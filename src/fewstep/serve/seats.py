@@ -21,10 +21,12 @@ from PIL import Image
 from fewstep.engine.changes import Always, Changes
 from fewstep.engine.live import Failed, Frame, LiveSession, Output
 from fewstep.engine.live_request import LiveRequest
+from fewstep.engine.painter import depth_of
 from fewstep.errors import FewstepError, RequestError
 from fewstep.image import open_image
+from fewstep.models.family import Family
 from fewstep.pipeline import Pipeline
-from fewstep.plan import Plan
+from fewstep.plan import IMAGE_STRENGTH, Plan
 from fewstep.request import SEED_COUNT, Request
 from fewstep.serve.answers import sentence_of
 from fewstep.serve.frames import Kind, Message
@@ -37,10 +39,16 @@ MODES = ("canvas", "camera", "screen", "video", "prompt")
 EXACT = ("canvas", "prompt")
 """Modes in which every pixel counts; the others are noisy."""
 
+OWN_STRENGTHS = {"pictogram": 0.2}
+"""Where it is not the usual one: the embedded model composes anew far earlier than others (docs/page.md)."""
+
 UNEVEN = 1.25
 REFINE_AFTER_S = 0.3
 FORGIVEN_S = 2.0
 """After which an output that was not acknowledged no longer holds up the next."""
+
+LIVE = "live"
+"""The job of live pictures in the history."""
 
 REMEMBERED = 240
 FPS_LIMIT = 120.0
@@ -102,6 +110,7 @@ class Seat:
         self.texts: dict[str, dict[str, Any]] = {}
         self.output: Output | None = None
         self.last: Output | None = None
+        self._kept: Output | None = None
         self.last_number = 0
         self.came: Message | None = None
         self.mask_came: Message | None = None
@@ -132,9 +141,19 @@ class Seat:
             depth=depth,
             changes=hello.changes,
             refine_after_s=REFINE_AFTER_S,
-            refine=lambda fields: better(pipe, hello, fields, studio.limits),
+            refine=lambda fields: better(pipe, self.hello, fields, studio.limits),
             moving=painter.moving,
         )
+
+    async def greet(self, hello: Hello) -> None:
+        """Its client is back with another hello: mode, codecs and pace are as that says, the parameters stay.
+
+        Raises FewstepError for what the parameters cannot be painted with; nothing changes then.
+        """
+        _, depth = await looked_at(self.studio, self.pipe, hello, self.fields)
+        same = type(hello.changes) is type(self.hello.changes) and hello.changes.exact == self.hello.changes.exact
+        self.session.expect(period_s=1 / hello.fps, depth=depth, changes=None if same else hello.changes)
+        self.hello = hello
 
     def say(self, kind: str, **values: Any) -> None:
         """Send a text message as soon as may be, in place of an older one of this kind."""
@@ -193,12 +212,20 @@ class Seat:
         """Other parameters, if they can be painted with; the client is told what they come to."""
         if revision <= self.revision:
             raise RequestError(f"The parameters' revision {revision} is not above {self.revision}, which came before.")
-        fields = seeded(self.fields.patched(patch))
-        plan = await asyncio.to_thread(trial, self.pipe, self.hello, fields, self.studio.limits)
-        self.session.depth = await asyncio.to_thread(self.studio.painting.depth, self.pipe, plan, self.session.period_s)
+        fields = filled(self.fields.patched(patch), self.pipe.model.family)
+        plan, self.session.depth = await looked_at(self.studio, self.pipe, self.hello, fields)
         self.fields, self.revision = fields, revision
         self.session.change(revision, fields)
         self.say("params_ack", rev=revision, effective=effective(fields, plan), warnings=list(plan.notes))
+
+    def keep(self, output: Output) -> None:
+        """Put an output into the history, once, where that is asked for."""
+        order, history = output.order, self.studio.history
+        if history is None or not order.fields.keep or output is self._kept:
+            return
+        self._kept = output
+        frame = order.frame
+        history.add(output.result, LIVE, self.pipe.model.name, order.fields.of(frame.picture, frame.mask))
 
     def acknowledged(self, seq: int) -> None:
         """Output `seq` (0: the welcome) was received: how long that took is how far away the client is."""
@@ -270,10 +297,24 @@ class Seat:
             self.fail("painting", event.error, seq=event.order.frame.seq, rev=event.order.revision)
             return
         self.output = self.last = event
+        if event.order.refined:
+            self.keep(event)
         self.took_ms.append(1e3 * (event.queued_s + event.painted_s))
         self.second.went += 1
         self.news.set()
         self._wake_viewers()
+
+
+async def looked_at(studio: Studio, pipe: Pipeline, hello: Hello, fields: LiveRequest) -> tuple[Plan, int]:
+    """The plan of a session's frames, and how many of them should be in the making at once.
+
+    Raises FewstepError for what cannot be done.
+    """
+    if fields.keep and studio.history is None:
+        raise RequestError("This server keeps no history. Start it with --history, or leave keep out.")
+    plan = await asyncio.to_thread(trial, pipe, hello, fields, studio.limits)
+    pace = await asyncio.to_thread(studio.painting.pace, pipe, 1 / hello.fps)
+    return plan, depth_of(fields, plan, pace, 1 / hello.fps)
 
 
 def trial(pipe: Pipeline, hello: Hello, fields: LiveRequest, limits: Limits) -> Plan:
@@ -303,16 +344,15 @@ def effective(fields: LiveRequest, plan: Plan) -> dict[str, Any]:
     return fields.values() | chosen
 
 
-def first_fields(size_px: int) -> LiveRequest:
-    """A new session's parameters: the model's own size, one seed for all frames."""
-    return seeded(LiveRequest(Request("", width=size_px, height=size_px)))
+def first_fields(family: Family) -> LiveRequest:
+    """A new session's parameters: the model's own size and strength, one seed for all frames."""
+    return filled(LiveRequest(Request("", width=family.size_px, height=family.size_px)), family)
 
 
-def seeded(fields: LiveRequest) -> LiveRequest:
-    """With a seed: a session's noise stays the same from frame to frame."""
-    if fields.request.seed is not None:
-        return fields
-    return fields.patched({"seed": secrets.randbelow(SEED_COUNT)})
+def filled(fields: LiveRequest, family: Family) -> LiveRequest:
+    """With a seed, so that a session's noise stays the same from frame to frame, and a strength."""
+    own = {"seed": secrets.randbelow(SEED_COUNT), "strength": OWN_STRENGTHS.get(family.name, IMAGE_STRENGTH)}
+    return fields.patched({name: value for name, value in own.items() if getattr(fields.request, name) is None})
 
 
 def _at(ordered: list[float], share: float) -> float:
