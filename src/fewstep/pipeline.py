@@ -230,7 +230,7 @@ class Pipeline:
     def outline(self) -> Pipeline:
         """The same without weights: it plans, while the model may leave the memory."""
         found, model = copy(self), self.model
-        about = model.name, model.path, model.family, model.schedule, model.sampling, model.notes
+        about = model.name, model.path, model.family, model.schedule, model.sampling, model.notes, model.tiny
         outline = Outline(*about)
         found.model, found.runner = cast("Model | OnnxModel", outline), runner_of(outline)
         found.hires = None if self.hires is None else self.hires.outline()

@@ -24,6 +24,7 @@ class Outline:
     schedule: Schedule
     sampling: Sampling
     notes: tuple[str, ...]
+    tiny: str = ""
     device: str = "cpu"
     dtype: str = "float32"
     vae_path: None = None
@@ -37,4 +38,5 @@ class Outline:
 def open_outline(path: str | Path | None = None, **parts: Any) -> Outline:
     """Of what `load.load_model` would load; `parts` are its base, vae and prediction. Raises what that raises."""
     found = describe_model(path, **parts)
-    return Outline(found.name, found.path, found.family, found.schedule, found.sampling, (*found.notes, found.why))
+    notes = (*found.notes, found.why)
+    return Outline(found.name, found.path, found.family, found.schedule, found.sampling, notes, found.tiny)

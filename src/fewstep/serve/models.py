@@ -285,7 +285,7 @@ def bytes_of(pipe: Pipeline) -> int:
         return 0
     if not hasattr(model, "vae"):
         return _on_disk(model.path)[0]
-    modules = (model.unet, model.vae, *model.text.encoders)
+    modules = (model.unet, model.vae, *model.text.encoders, *filter(None, [model.tiny_vae]))
     return sum(weight.nbytes for module in modules for weight in (*module.parameters(), *module.buffers()))
 
 
