@@ -42,7 +42,6 @@ Array: TypeAlias = Any
 LoraPath: TypeAlias = "str | Path"
 LoraChoice: TypeAlias = "bool | LoraPath | tuple[LoraPath, float] | Sequence[LoraPath | tuple[LoraPath, float]] | None"
 Sources: TypeAlias = "LoraPath | Sequence[LoraPath] | None"
-ACCELERATOR_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Pipeline:
         self._lora_shelf = None if lora_folder is None else LoraShelf(lora_folder)
         self._embedding_shelf = EmbeddingShelf(_sources(embeddings))
         self.runner: Runner = runner_of(model)
-        self.batch = batch or (1 if model.device == "cpu" else ACCELERATOR_BATCH)
+        self.batch = batch or self.runner.at_once
         self.source: dict[str, Any] = {}
         self.loras: tuple[tuple[Lora, float], ...] = ()
         self._read: dict[Path, Lora] = {}
@@ -354,7 +353,7 @@ def load(
     embeddings: Sources = None,
     **parts: Any,
 ) -> Pipeline:
-    """See `fewstep.load`; `parts` are its base, vae and prediction."""
+    """See `fewstep.load`; `parts` are its base, vae, prediction, backend, memory and memory_limit."""
     lora_pairs(lora)
     model = open_model(path, device=device, dtype=dtype, by_torch=bool(_sources(embeddings)), **parts)
     own = own_loras(path) if lora is None else lora
@@ -362,7 +361,9 @@ def load(
     asked = {"path": path, "device": device, "dtype": dtype, "lora_folder": lora_folder, **parts}
     asked |= {"lora": None if lora is None else [(str(one), weight) for one, weight in lora_pairs(lora)]}
     asked |= {"embeddings": [str(one) for one in _sources(embeddings)]}
-    pipe.source = {name: str(one) if isinstance(one, Path) else one for name, one in asked.items() if one}
+    pipe.source = {
+        name: str(one) if isinstance(one, Path) else one for name, one in asked.items() if one and one != "auto"
+    }
     if lora is False or lora == []:
         pipe.source["lora"] = []
     return pipe

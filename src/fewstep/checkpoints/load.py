@@ -54,6 +54,9 @@ class Model:
     vae_path: Path | None = None
     """Where the VAE is from, if not from `path`."""
 
+    placement: Any = None
+    """The memory plan that it is under, if any (`backends.placement`)."""
+
     @cached_property
     def content_hash(self) -> str:
         """First 10 hexadecimal digits of the SHA-256 of the UNet's files, or the single file; made when asked for."""
@@ -68,17 +71,19 @@ def load_model(
     base: str | Path | None = None,
     vae: str | Path | None = None,
     prediction: str | None = None,
+    home: str | None = None,
 ) -> Model:
     """Loads a .safetensors file or a diffusers folder (SD 1.5, SD 2.x, SSD-1B, Vega, SDXL, pictogram), a Hub name, or
     (None) the embedded model.
 
     base lends the parts that a file lacks, vae replaces the autoencoder, prediction ("eps", "v") says what the UNet
-    predicts where the file does not. Raises CheckpointError in one sentence for whatever is wrong with the files,
-    DeviceError for device and dtype, RequestError for the others.
+    predicts where the file does not. `home` is where the weights are put at first, if not on the device: somebody else
+    brings them there (`backends.placement`). Raises CheckpointError in one sentence for whatever is wrong with the
+    files, DeviceError for device and dtype, RequestError for the others.
     """
     choice = devices.choose(device, dtype)
     found = describe_model(path, base=base, vae=vae, prediction=prediction)
-    return _load(found, choice.device, getattr(torch, choice.dtype), choice.reason)
+    return _load(found, choice.device, getattr(torch, choice.dtype), choice.reason, home)
 
 
 def load_stored(
@@ -97,13 +102,13 @@ def load_stored(
     return _load(found, "cpu", None, "as stored")
 
 
-def _load(found: Description, device: str, dtype: torch.dtype | None, reason: str) -> Model:
+def _load(found: Description, device: str, dtype: torch.dtype | None, reason: str, home: str | None = None) -> Model:
     configs, family = found.configs, found.family
     vae_dtype, notes = (dtype, ()) if dtype is None else _vae_dtype(configs["vae"], family, dtype)
 
     def part(name: str, dtype: torch.dtype | None) -> Any:
         source = found.sources.get(name, found.path)
-        return folders.load_part(source, name, configs[name], device=device, dtype=dtype)
+        return folders.load_part(source, name, configs[name], device=home or device, dtype=dtype)
 
     text = _text(found, part, dtype)
     vae, unet = part("vae", vae_dtype), part("unet", dtype)
