@@ -76,7 +76,6 @@ def test_tensorrt_that_is_not_installed_is_noted():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_inductor_paints_what_eager_paints(fresh):
-    torch._dynamo.config.recompile_limit = 16
     eager, fast = Pipeline(tiny_model("sd15")), Pipeline(compiled(tiny_model("sd15")))
     if any("not compiled" in note for note in fast.notes):
         pytest.skip(fast.notes[-1])

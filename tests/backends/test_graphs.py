@@ -95,9 +95,9 @@ def test_what_no_graph_stands_for_runs_as_before():
             z_BCHW = noise(size, 1, 4, size, size)
             assert torch.equal(forward(z_BCHW, torch.tensor([9]), **asked)[0], model.unet(z_BCHW, 9, **asked)[0])
         assert (recorder.recordings, recorder.replays, forward.shapes) == (1, 2, 1)
-        forward(noise(0, 1, 4, 8, 8), torch.tensor([9]), **asked, cross_attention_kwargs={"scale": object()})
     forward(noise(0, 1, 4, 8, 8), torch.tensor([9]), **asked)  # with gradients
     assert recorder.replays == 2
+    assert forward._key([text], "a form") is not None and forward._key([text, object()], "a form") is None
 
 
 def test_weights_that_change_in_place_are_followed(pair):

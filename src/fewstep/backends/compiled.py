@@ -23,6 +23,7 @@ def compiled(model: Model, **how: Any) -> Model:
         return noted(model, f"not compiled, so it runs as eager: {failed}")
     if model.device.startswith("cuda"):
         channels_last(model)
+    _keep_code()
     model.unet.compile_repeated_blocks(**{"dynamic": True, **how})
     model.vae.decoder.compile(**{"dynamic": True, **how})
     return noted(model, "compiled by torch.compile: the first picture waits for the compiler")
@@ -38,6 +39,17 @@ def tensorrt(model: Model) -> Model:
     except ImportError:
         return noted(model, "torch-tensorrt is not installed, so the model runs as eager. pip install torch-tensorrt")
     return compiled(model, backend="torch_tensorrt", dynamic=False)
+
+
+def _keep_code() -> None:
+    """For this process: sizes that happen to be equal (a square picture) are not taken to be so for ever, and the
+    widths of a UNet's levels, each for one picture and for several, may all have code of their own.
+    """
+    from torch._dynamo import config
+    from torch.fx.experimental import _config as shapes
+
+    shapes.use_duck_shape = False
+    config.recompile_limit = max(config.recompile_limit, 32)
 
 
 def channels_last(model: Model) -> None:
