@@ -6,6 +6,8 @@ nothing anew; torch treats a batch of exactly one as a case of its own. Weights 
 a LoRA changes numbers and no code.
 """
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -34,10 +36,9 @@ def tensorrt(model: Model) -> Model:
 
     Its engines hold their own copies of the weights, so a LoRA that is merged later makes it compile anew.
     """
-    try:
-        import torch_tensorrt  # noqa: F401 # pyright: ignore[reportMissingImports] - importing it registers the back end
-    except ImportError:
+    if find_spec("torch_tensorrt") is None:
         return noted(model, "torch-tensorrt is not installed, so the model runs as eager. pip install torch-tensorrt")
+    import_module("torch_tensorrt")  # which registers the back end
     return compiled(model, backend="torch_tensorrt", dynamic=False)
 
 
