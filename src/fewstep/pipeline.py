@@ -84,9 +84,10 @@ class Pipeline:
     """A model with its LoRAs, ready to paint.
 
     `batch` pictures are computed at once: 1 on a CPU, where a picture is then bit for bit the same alone or as one of
-    many, and 8 elsewhere (1 under a memory plan that is not full), where the order of a sum may move a pixel by one or two of 255. `lora_folder` is where the
-    names in prompts are looked up, `embeddings` are textual inversions: files, or folders of them. `hires` is another
-    pipeline, which paints the second pass where a request has one; it may have the same model with other LoRAs.
+    many, and 8 elsewhere (1 under a memory plan that is not full), where the order of a sum may move a pixel by one or
+    two of 255. `lora_folder` is where the names in prompts are looked up, `embeddings` are textual inversions: files,
+    or folders of them. `hires` is another pipeline, which paints the second pass where a request has one; it may have
+    the same model with other LoRAs.
     `source` are the keywords of `load`, as plain values, that make this pipeline again elsewhere.
     """
 
