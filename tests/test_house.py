@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FILE_LINES, FUNCTION_LINES = 400, 40
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "onnxruntime", "onnx", "numpy", "safetensors"}
 #: Rooms of floors 0-2 and cli, and what even they may import at module level.
-LIGHT_ROOMS = {"__init__", "__main__", "errors", "device", "prompt", "request", "image", "infotext", "plan"}
+LIGHT_ROOMS = {"__init__", "__main__", "errors", "device", "memory", "prompt", "request", "image", "infotext", "plan"}
 LIGHT_ROOMS |= {"noise", "foreign", "sampling", "cli"}
 
 

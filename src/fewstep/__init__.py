@@ -39,6 +39,9 @@ def load(
     prediction: str | None = None,
     lora_folder: str | Path | None = None,
     embeddings: str | Path | Sequence[str | Path] | None = None,
+    backend: str = "auto",
+    memory: str = "auto",
+    memory_limit: float | None = None,
 ) -> Pipeline:
     """A pipeline from a .safetensors file, a model folder or a Hub name; from the embedded model when there is no path.
 
@@ -47,7 +50,9 @@ def load(
     base is a model that lends what the file lacks (a UNet alone has no text encoder and no VAE), vae another VAE's file
     or model, tiny_vae a tiny one (TAESD) for previews and live pictures, prediction ("eps", "v") what the UNet predicts
     where its file does not say. lora_folder is where the names in prompts are looked up, embeddings are textual
-    inversions: files, or folders of them.
+    inversions: files, or folders of them. backend is how torch runs the network ("eager", "compiled", "graphs",
+    "tensorrt"), memory a plan for a GPU's ("auto", "full", "high", "medium", "tiled", "low", "fp8"), memory_limit what
+    of it may be used, in GB.
 
     Raises:
         CheckpointError: the model cannot be loaded. LoraError: a LoRA cannot. DeviceError: no such device.
@@ -56,7 +61,8 @@ def load(
 
     parts = {"base": base, "vae": vae, "tiny_vae": tiny_vae, "prediction": prediction}
     shelves = {"lora_folder": lora_folder, "embeddings": embeddings}
-    return load_pipeline(path, lora=lora, device=device, dtype=dtype, **parts, **shelves)
+    how = {"backend": backend, "memory": memory, "memory_limit": memory_limit}
+    return load_pipeline(path, lora=lora, device=device, dtype=dtype, **parts, **shelves, **how)
 
 
 def __getattr__(name: str) -> Any:

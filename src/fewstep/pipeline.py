@@ -44,7 +44,6 @@ Array: TypeAlias = Any
 LoraPath: TypeAlias = "str | Path"
 LoraChoice: TypeAlias = "bool | LoraPath | tuple[LoraPath, float] | Sequence[LoraPath | tuple[LoraPath, float]] | None"
 Sources: TypeAlias = "LoraPath | Sequence[LoraPath] | None"
-ACCELERATOR_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -89,9 +88,10 @@ class Pipeline:
     """A model with its LoRAs, ready to paint.
 
     `batch` pictures are computed at once: 1 on a CPU, where a picture is then bit for bit the same alone or as one of
-    many, and 8 elsewhere, where the order of a sum may move a pixel by one or two of 255. `lora_folder` is where the
-    names in prompts are looked up, `embeddings` are textual inversions: files, or folders of them. `hires` is another
-    pipeline, which paints the second pass where a request has one; it may have the same model with other LoRAs.
+    many, and 8 elsewhere (1 under a memory plan that is not full), where the order of a sum may move a pixel by one or
+    two of 255. `lora_folder` is where the names in prompts are looked up, `embeddings` are textual inversions: files,
+    or folders of them. `hires` is another pipeline, which paints the second pass where a request has one; it may have
+    the same model with other LoRAs.
     `source` are the keywords of `load`, as plain values, that make this pipeline again elsewhere.
     """
 
@@ -109,7 +109,7 @@ class Pipeline:
         self._lora_shelf = None if lora_folder is None else LoraShelf(lora_folder)
         self._embedding_shelf = EmbeddingShelf(_sources(embeddings))
         self.runner: Runner = runner_of(model)
-        self.batch = batch or (1 if model.device == "cpu" else ACCELERATOR_BATCH)
+        self.batch = batch or self.runner.at_once
         self.source: dict[str, Any] = {}
         self.loras: tuple[tuple[Lora, float], ...] = ()
         self._read: dict[Path, Lora] = {}
@@ -373,7 +373,9 @@ def load(
     weights: bool = True,
     **parts: Any,
 ) -> Pipeline:
-    """See `fewstep.load`; `parts` are its base, vae and prediction. Without `weights` it plans, and cannot paint."""
+    """See `fewstep.load`; `parts` are its base, vae, tiny_vae, prediction, backend, memory and memory_limit. Without
+    `weights` it plans, and cannot paint.
+    """
     lora_pairs(lora)
     how = {"device": device, "dtype": dtype, "by_torch": bool(_sources(embeddings))}
     model = open_model(path, **how, **parts) if weights else open_outline(path, **parts)
@@ -382,7 +384,9 @@ def load(
     asked = {"path": path, "device": device, "dtype": dtype, "lora_folder": lora_folder, **parts}
     asked |= {"lora": None if lora is None else [(str(one), weight) for one, weight in lora_pairs(lora)]}
     asked |= {"embeddings": [str(one) for one in _sources(embeddings)]}
-    pipe.source = {name: str(one) if isinstance(one, Path) else one for name, one in asked.items() if one}
+    pipe.source = {
+        name: str(one) if isinstance(one, Path) else one for name, one in asked.items() if one and one != "auto"
+    }
     if lora is False or lora == []:
         pipe.source["lora"] = []
     return pipe

@@ -11,9 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
+from fewstep.errors import RequestError
 from fewstep.image import CELL_PX, mask_cells
 from fewstep.models.chunks import Vectors
 from fewstep.sampling.sampler import Denoiser
+from fewstep.sampling.tiles import blended
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from fewstep.checkpoints.outline import Outline
 
 Array: TypeAlias = Any
+ACCELERATOR_BATCH = 8
+BACKENDS = ("auto", "eager", "compiled", "graphs", "tensorrt")
+"""What `backend` may be; all but auto are PyTorch."""
 
 
 class Runner(Protocol):
@@ -34,6 +39,11 @@ class Runner(Protocol):
     @property
     def model(self) -> Model | OnnxModel:
         """The model that it runs."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """How many pictures a call holds, unless told otherwise."""
         ...
 
     def read_lora(self, path: Path) -> Lora:
@@ -117,6 +127,16 @@ class TorchRunner:
         self.model = model
         self._stack = stack_of(model)
 
+    @property
+    def at_once(self) -> int:
+        """One on a CPU and under every memory plan but the largest."""
+        narrow = self.model.placement is not None and self.model.placement.plan.name != "full"
+        return 1 if self.model.device == "cpu" or narrow else ACCELERATOR_BATCH
+
+    def _working(self, part: str, run: Callable[[], Array]) -> Array:
+        """`run` with a part of the model ("text", "vae") where it works."""
+        return run() if self.model.placement is None else self.model.placement.working(part, run)
+
     def read_lora(self, path: Path) -> Lora:
         """As torch tensors."""
         from fewstep.checkpoints.lora_read import read_lora
@@ -125,13 +145,18 @@ class TorchRunner:
 
     def set_loras(self, loras: Sequence[Merge]) -> None:
         """Merged in place; taken out again to the last bit."""
+        from fewstep.checkpoints.lora import state_of
+
+        if self.model.placement is not None and state_of(loras) != self._stack.state:
+            self.model.placement.home()
         self._stack.set(loras)
 
     def denoiser(self, words: str, negative: str | None, guidance: float, reading: Reading) -> Denoiser:
         """Text is encoded once and serves every picture."""
         from fewstep.backends.eager import EagerDenoiser
 
-        return EagerDenoiser(self.model, *_texts(self.model.text, words, negative, reading), guidance, reading.beside)
+        texts = self._working("text", lambda: _texts(self.model.text, words, negative, reading))
+        return EagerDenoiser(self.model, *texts, guidance, reading.beside)
 
     def beside(self, image: Image.Image | None, mask: Image.Image | None, size: tuple[int, int]) -> Array | None:
         """The mask (1: repaint) and the latents of the picture with grey in its place, as it was trained (Rombach et
@@ -158,10 +183,15 @@ class TorchRunner:
 
         if rng != "cpu":
             draw = _numpy_noise(seeds, size, rng)
-            return lambda: torch.from_numpy(draw()).to(self.model.device)
+            return lambda: self._sent(torch.from_numpy(draw()))
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         shape = (1, 4, size[1] // CELL_PX, size[0] // CELL_PX)
-        return lambda: torch.cat([torch.randn(shape, generator=g) for g in generators]).to(self.model.device)
+        return lambda: self._sent(torch.cat([torch.randn(shape, generator=g) for g in generators]))
+
+    def _sent(self, x: Array) -> Array:
+        """To the model's device; a GPU goes on with its work meanwhile."""
+        on_gpu = self.model.device.startswith("cuda")
+        return x.pin_memory().to(self.model.device, non_blocking=True) if on_gpu else x.to(self.model.device)
 
     def encode(self, pixels_BHWC: np.ndarray, *, tiny: bool = False) -> Array:
         """The mode of the posterior, not a draw from it."""
@@ -171,20 +201,31 @@ class TorchRunner:
 
         image_BCHW = torch.from_numpy(pixels_BHWC.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.no_grad():
-            return encode(self._vae(tiny), image_BCHW.to(self.model.device))
+            if tiny:
+                return encode(self.model.tiny_vae, image_BCHW.to(self.model.device))
+            return self._working("vae", lambda: encode(self.model.vae, image_BCHW.to(self.model.device)))
 
     def decode(self, z_BCHW: Array, *, tiny: bool = False) -> np.ndarray:
         """One picture at a time: the decoder is the hungriest part, and batches gain it little."""
         import torch
 
-        from fewstep.models.vae import decode
-
         with torch.no_grad():
-            image_BCHW = torch.cat([decode(self._vae(tiny), z_1CHW) for z_1CHW in z_BCHW.split(1)])
+            image_BCHW = torch.cat([self._decoded(z_1CHW, tiny) for z_1CHW in z_BCHW.split(1)])
         return ((image_BCHW + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
-    def _vae(self, tiny: bool) -> Any:
-        return self.model.tiny_vae if tiny else self.model.vae
+    def _decoded(self, z_1CHW: Array, tiny: bool) -> Array:
+        from fewstep.models.vae import decode
+
+        def whole(z_1CHW: Array) -> Array:
+            return decode(self.model.vae, z_1CHW)
+
+        if tiny:
+            return decode(self.model.tiny_vae, z_1CHW)
+        if self.model.placement is None or not self.model.placement.plan.tiles:
+            return self._working("vae", lambda: whole(z_1CHW))
+        from fewstep.backends.placement import OVERLAP, TILE
+
+        return self._working("vae", lambda: blended(whole, z_1CHW, size=TILE, overlap=OVERLAP, scale=CELL_PX))
 
     def weights(self, cells_HW: np.ndarray) -> Array:
         """On the model's device, float32."""
@@ -195,6 +236,8 @@ class TorchRunner:
 
 class OnnxRunner:
     """ONNX Runtime on the CPU: numpy arrays, torch is never imported."""
+
+    at_once = 1
 
     def __init__(self, model: OnnxModel) -> None:
         """Begins to make the sessions that no LoRA is likely to change."""
@@ -271,23 +314,81 @@ def runner_of(model: Model | OnnxModel | Outline) -> Runner:
 
 
 def open_model(
-    path: str | Path | None, *, device: str | None, dtype: str | None, by_torch: bool = False, **parts: Any
+    path: str | Path | None,
+    *,
+    device: str | None,
+    dtype: str | None,
+    by_torch: bool = False,
+    backend: str = "auto",
+    memory: str = "auto",
+    memory_limit: float | None = None,
+    **parts: Any,
 ) -> Model | OnnxModel:
     """A model for ONNX Runtime where that answers soonest, else for torch.
 
     ONNX Runtime: float32 on the CPU, from a folder that has graphs; the embedded model also where a GPU might be there,
     because it paints a picture in less time than torch takes to look for one. `parts` are `load_model`'s base, vae and
-    prediction, which torch alone serves, as it does embeddings (`by_torch`).
+    prediction, which torch alone serves, as it does embeddings (`by_torch`), the other back ends and memory plans.
 
-    Raises CheckpointError for the model's files, DeviceError for device and dtype.
+    Raises CheckpointError for the model's files, DeviceError for device, dtype and memory, RequestError for the back
+    end.
     """
-    if not by_torch and not any(parts.values()) and _wants_onnx(path, device, dtype):
+    if backend not in BACKENDS:
+        raise RequestError(f"There is no back end called {backend!r}. Use one of {', '.join(BACKENDS)}.")
+    asked = backend != "auto" or memory != "auto" or memory_limit is not None or any(parts.values())
+    if not by_torch and not asked and _wants_onnx(path, device, dtype):
         from fewstep.backends.onnx_model import open_onnx
 
         return open_onnx(path)
+    if memory_limit is not None and memory_limit <= 0:
+        raise RequestError(f"A memory limit of {memory_limit:g} GB holds nothing. Give one above 0.")
+    limit = None if memory_limit is None else int(memory_limit * 1e9)
+    return _open_torch(path, device, dtype, backend, memory, limit, parts)
+
+
+def _open_torch(
+    path: str | Path | None,
+    device: str | None,
+    dtype: str | None,
+    backend: str,
+    memory: str,
+    limit: int | None,
+    parts: Mapping[str, Any],
+) -> Model:
+    """Loaded, made faster, and put under a memory plan, on a GPU or where one is asked for."""
+    from fewstep.device import choose
+    from fewstep.memory import plan_named
+
+    plan_named(memory)
+    where = choose(device, dtype).device
+    managed = where.startswith("cuda") or memory != "auto" or limit is not None
     from fewstep.checkpoints.load import load_model
 
-    return load_model(path, device=device, dtype=dtype, **parts)
+    if not managed:
+        return _faster(load_model(path, device=device, dtype=dtype, **parts), backend)
+    from fewstep.backends.placement import first_home, place
+
+    home = first_home(where, memory, limit)
+    model = _faster(load_model(path, device=device, dtype=dtype, home=home, **parts), backend)
+    place(model, memory, limit)
+    return model
+
+
+def _faster(model: Model, backend: str) -> Model:
+    """The model for a back end of torch."""
+    if backend == "compiled":
+        from fewstep.backends.compiled import compiled
+
+        return compiled(model)
+    if backend == "tensorrt":
+        from fewstep.backends.compiled import tensorrt
+
+        return tensorrt(model)
+    if backend == "graphs":
+        from fewstep.backends.graphs import graphed
+
+        return graphed(model)
+    return model
 
 
 def _wants_onnx(path: str | Path | None, device: str | None, dtype: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.backends.eager import EagerDenoiser
 from fewstep.models.text import Text
@@ -9,6 +10,7 @@ from fewstep.models.unet import predict
 from fewstep.sampling.sampler import sample, sampler_named
 from fewstep.sampling.schedule import to_z0
 from fewstep.sampling.timesteps import timesteps
+from tests.cheap import CheapUnet
 from tests.tiny import tiny_model
 
 torch.manual_seed(0)
@@ -121,3 +123,35 @@ def test_counts_that_do_not_fit(models):
         EagerDenoiser(models["sd15"], text, None, [1.0, 2.0])(Z_BCHW, T_B)
     with pytest.raises(ValueError, match="2 prompts for 3 items"):
         EagerDenoiser(models["sd15"], Text.cat([text, text]), None, 1.0)(Z_BCHW, T_B)
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.names.add(op.name().split(".")[0])
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "tcd", "ddim"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_gpu_is_not_waited_for_inside_the_loop(models, sampler, guidance, monkeypatch):
+    """Neither a number read from a tensor, nor a list of numbers made one: each would wait for the device."""
+    model = models["sd15"]
+    monkeypatch.setattr(model, "unet", CheapUnet(model.unet.config))
+    steps = sample(
+        EagerDenoiser(model, model.text.encode(["a cat"]), None, guidance),
+        Z_BCHW,
+        timesteps("linspace-lcm", 3),
+        sampler=sampler_named(sampler),
+        schedule=model.schedule,
+        noise=lambda k: torch.ones_like(Z_BCHW),
+    )
+    next(steps)
+    with Operations() as seen:
+        list(steps)
+    assert "aten::mul" in seen.names and not seen.names & {"aten::lift_fresh", "aten::_local_scalar_dense"}

@@ -4,6 +4,7 @@ Shapes: B items (pictures), each with its own timestep, prompt and guidance; C, 
 """
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fewstep.checkpoints.load import Model
 from fewstep.models.text import Text
-from fewstep.models.unet import has_guidance_embedding, predict
+from fewstep.models.unet import conditions, evaluate, has_guidance_embedding
 from fewstep.sampling.guidance import guide, w_of
 from fewstep.sampling.rotation import slerp
 from fewstep.sampling.schedule import to_z0
@@ -45,6 +46,7 @@ class EagerDenoiser:
         self.embedded = has_guidance_embedding(model.unet)
         guided = not self.embedded and any(value != 1 for value in self.guidance)
         self.negative = model.text.encode_negative([""]) if guided and negative is None else negative
+        self._told: dict[Hashable, _Told] = {}
 
     @property
     def kind(self) -> Hashable:
@@ -75,40 +77,63 @@ class EagerDenoiser:
         return to_z0(self.model.schedule, z_BCHW.float(), out_BCHW, timestep_B)
 
     def _output(self, z_BCHW: Tensor, timestep_B: Tensor) -> Tensor:
-        guidance = self.guidance * len(z_BCHW) if len(self.guidance) == 1 else self.guidance
-        if len(guidance) != len(z_BCHW):
-            raise ValueError(f"{len(guidance)} guidances for {len(z_BCHW)} items")
-        text = self.text.expand(len(z_BCHW))
+        key = tuple(z_BCHW.shape), z_BCHW.device
+        if key not in self._told:
+            self._told[key] = self._tell(z_BCHW)
+        told = self._told[key]
+        if told.index is None:
+            return self._evaluate(z_BCHW, timestep_B, told.first)
+        return self._guided(z_BCHW, timestep_B, told)
+
+    def _evaluate(self, z_BCHW: Tensor, timestep_B: Tensor, told: dict[str, Any]) -> Tensor:
+        return evaluate(self.model.unet, z_BCHW, timestep_B, told, beside_BCHW=self.beside_BCHW)
+
+    def _tell(self, z_BCHW: Tensor) -> "_Told":
+        """Everything that does not change from step to step, on the device: inside the loop nothing waits for it."""
+        count, unet, text = len(z_BCHW), self.model.unet, self.text.expand(len(z_BCHW))
+        guidance = self.guidance * count if len(self.guidance) == 1 else self.guidance
+        if len(guidance) != count:
+            raise ValueError(f"{len(guidance)} guidances for {count} items")
         if self.embedded:
             w_B = torch.tensor([w_of(value) for value in guidance], device=z_BCHW.device)
-            return self._predict(z_BCHW, timestep_B, text, w_B=w_B)
+            return _Told(conditions(unet, text, z_BCHW, w_B=w_B))
         guided = [item for item, value in enumerate(guidance) if value != 1]
         if not guided or self.negative is None:
-            return self._predict(z_BCHW, timestep_B, text)
-        return self._guided(z_BCHW, timestep_B, text, guidance, guided)
-
-    def _predict(self, z_BCHW: Tensor, timestep_B: Tensor, text: Text, **how: Any) -> Tensor:
-        return predict(self.model.unet, z_BCHW, timestep_B, text, beside_BCHW=self.beside_BCHW, **how)
-
-    def _guided(
-        self, z_BCHW: Tensor, timestep_B: Tensor, text: Text, guidance: Sequence[float], guided: Sequence[int]
-    ) -> Tensor:
-        """One prediction for all items with their prompts and for the `guided` ones without; two, if lengths differ."""
-        assert self.negative is not None
-        count, index = len(z_BCHW), torch.tensor(guided, device=z_BCHW.device)
-        negative = self.negative.expand(count).rows(guided)
+            return _Told(conditions(unet, text, z_BCHW))
+        index = torch.tensor(guided, device=z_BCHW.device)
+        s_B = torch.tensor([guidance[item] for item in guided], device=z_BCHW.device)
+        negative, away = self.negative.expand(count).rows(guided), z_BCHW[index]
         if negative.text_BLD.shape[1] == text.text_BLD.shape[1]:
-            both = self._predict(
-                torch.cat([z_BCHW, z_BCHW[index]]),
-                torch.cat([timestep_B, timestep_B[index]]),
-                Text.cat([text, negative]),
-            ).float()
+            return _Told(conditions(unet, Text.cat([text, negative]), torch.cat([z_BCHW, away])), index, s_B)
+        return _Told(conditions(unet, text, z_BCHW), index, s_B, conditions(unet, negative, away))
+
+    def _guided(self, z_BCHW: Tensor, timestep_B: Tensor, told: "_Told") -> Tensor:
+        """One evaluation for all items with their prompts and for the guided ones without; two, if lengths differ."""
+        count, index = len(z_BCHW), told.index
+        assert index is not None and told.s_B is not None
+        away_BCHW, timestep_G = z_BCHW[index], timestep_B[index]
+        if told.second is None:
+            z_BCHW, timestep_B = torch.cat([z_BCHW, away_BCHW]), torch.cat([timestep_B, timestep_G])
+            both = self._evaluate(z_BCHW, timestep_B, told.first).float()
             cond_BCHW, uncond = both[:count], both[count:]
         else:  # of another number of chunks
-            cond_BCHW = self._predict(z_BCHW, timestep_B, text).float()
-            uncond = self._predict(z_BCHW[index], timestep_B[index], negative).float()
-        mixed = guide(cond_BCHW[index], uncond, [guidance[item] for item in guided])
-        return cond_BCHW.index_copy(0, index, mixed)
+            cond_BCHW = self._evaluate(z_BCHW, timestep_B, told.first).float()
+            uncond = self._evaluate(away_BCHW, timestep_G, told.second).float()
+        if len(index) == count:
+            return guide(cond_BCHW, uncond, told.s_B)
+        return cond_BCHW.index_copy(0, index, guide(cond_BCHW[index], uncond, told.s_B))
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """What the UNet is told at every step: for all items, with the `index` of the guided ones and their guidance;
+    the `second` for the latter alone, where the lengths of their texts differ.
+    """
+
+    first: dict[str, Any]
+    index: Tensor | None = None
+    s_B: Tensor | None = None
+    second: dict[str, Any] | None = None
 
 
 def _between(start: Text, end: Text, share: float) -> Text:

@@ -60,6 +60,9 @@ class Model:
     stored: Mapping[str, folders.Stored] = field(default_factory=dict)
     """Weights ("unet.conv_in.weight") that can be read again from their files, so nobody need keep a copy of them."""
 
+    placement: Any = None
+    """The memory plan that it is under, if any (`backends.placement`)."""
+
     @property
     def tiny(self) -> str:
         """What the tiny autoencoder is good for: "" where there is none, else "previews" or "pictures"."""
@@ -80,17 +83,19 @@ def load_model(
     vae: str | Path | None = None,
     tiny_vae: str | Path | None = None,
     prediction: str | None = None,
+    home: str | None = None,
 ) -> Model:
     """Loads a .safetensors file or a diffusers folder (SD 1.5, SD 2.x, SSD-1B, Vega, SDXL, pictogram), a Hub name, or
     (None) the embedded model.
 
     base lends the parts that a file lacks, vae replaces the autoencoder, tiny_vae is a tiny one beside it, prediction
-    ("eps", "v") says what the UNet predicts where the file does not. Raises CheckpointError in one sentence for
-    whatever is wrong with the files, DeviceError for device and dtype, RequestError for the others.
+    ("eps", "v") says what the UNet predicts where the file does not. `home` is where the weights are put at first, if
+    not on the device: somebody else brings them there (`backends.placement`). Raises CheckpointError in one sentence
+    for whatever is wrong with the files, DeviceError for device and dtype, RequestError for the others.
     """
     choice = devices.choose(device, dtype)
     found = describe_model(path, base=base, vae=vae, tiny_vae=tiny_vae, prediction=prediction)
-    return _load(found, choice.device, getattr(torch, choice.dtype), choice.reason)
+    return _load(found, choice.device, getattr(torch, choice.dtype), choice.reason, home)
 
 
 def load_stored(
@@ -109,7 +114,7 @@ def load_stored(
     return _load(found, "cpu", None, "as stored")
 
 
-def _load(found: Description, device: str, dtype: torch.dtype | None, reason: str) -> Model:
+def _load(found: Description, device: str, dtype: torch.dtype | None, reason: str, home: str | None = None) -> Model:
     configs, family = found.configs, found.family
     vae_dtype, notes = (dtype, ()) if dtype is None else _vae_dtype(configs["vae"], family, dtype)
 
@@ -117,7 +122,8 @@ def _load(found: Description, device: str, dtype: torch.dtype | None, reason: st
 
     def part(name: str, dtype: torch.dtype | None) -> Any:
         source = found.sources.get(name, found.path)
-        module, kept = folders.load_part(source, name, configs[name], device=device, dtype=dtype)
+        at = device if name == "tiny_vae" else home or device
+        module, kept = folders.load_part(source, name, configs[name], device=at, dtype=dtype)
         stored.update({f"{name}.{key}": weight for key, weight in kept.items()})
         return module
 

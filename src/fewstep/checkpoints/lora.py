@@ -44,6 +44,12 @@ class Merged:
 
 State = tuple[Merged, ...]
 
+
+def state_of(loras: Iterable[Merge]) -> State:
+    """What a stack's `state` is after `set(loras)`."""
+    return tuple(Merged(lora.fingerprint, strength) for lora, strength in map(strength_of, loras))
+
+
 _STACKS: "WeakKeyDictionary[nn.Module, LoraStack]" = WeakKeyDictionary()
 
 
@@ -86,7 +92,7 @@ class LoraStack:
             LoraError: a LoRA has modules that the model lacks, or of another shape.
             RequestError: a weight is not a finite number.
         """
-        state = tuple(Merged(lora.fingerprint, strength) for lora, strength in map(strength_of, loras))
+        state = state_of(loras)
         if state == self.state:
             return
         shapes = {name: tuple(weight.shape) for name, weight in self._weights.items()}
@@ -181,7 +187,8 @@ def _bytes(weights: Mapping[str, Tensor]) -> int:
 
 def _add(total: Tensor, base: Tensor, layer: Layer, strength: float) -> None:
     """`lora_apply.add` for torch; a plain LoRA's product goes straight into the sum, in one pass over it."""
-    if isinstance(layer, LoraLayer) and layer.mid is None and part_of(layer, total) is total:
+    plain = isinstance(layer, LoraLayer) and layer.mid is None and part_of(layer, total) is total
+    if plain and total.is_contiguous():  # where the channels lie last, a flat one would be a copy
         up, down = (part.to(total.device, torch.float32).flatten(1) for part in (layer.up, layer.down))
         total.flatten(1).addmm_(up, down, alpha=strength * layer.scale)
     else:

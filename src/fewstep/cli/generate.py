@@ -76,13 +76,13 @@ def run(arguments: argparse.Namespace) -> int:
     pipe = fewstep.load(**loading_asked(arguments, recalled))
     add_hires_pipeline(pipe, arguments, recalled)
     plans = [_recorded(pipe.plan(one), one, request) for one in requests]
-    plan, loaded = plans[0], time.perf_counter()
+    plan, loaded, known = plans[0], time.perf_counter(), pipe.notes
     of_plans = dict.fromkeys(note for plan in plans for note in plan.notes)
     notes = [*of_plans, *(_differences(recalled, plan, pipe) if recalled else ())]
     if not arguments.quiet:
         say_notes(notes, (*pipe.notes, *_lengths(pipe, plan)) if arguments.verbose else ())
     pictures = _paint(arguments, pipe, plans, paths)
-    notes += (unsaid := _not_carried(paths, pictures))
+    notes += (unsaid := [*_not_carried(paths, pictures), *(note for note in pipe.notes if note not in known)])
     if not arguments.quiet:
         say_notes(unsaid)
     timings = {"load_s": loaded - started, "generate_s": time.perf_counter() - loaded}

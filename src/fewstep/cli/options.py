@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.errors import OutputError, RequestError
+from fewstep.memory import PLANS
 from fewstep.request import DEFAULTS, SPECS, Request, Spec, lora_choice, request_of
 from fewstep.sampling.sampler import SAMPLERS
 from fewstep.sampling.timesteps import TABLES
@@ -67,6 +68,16 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-lora", action="store_true", help="without the embedded model's own few-step LoRA")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; chosen if absent")
     parser.add_argument("--dtype", help="float32, float16, bfloat16; chosen if absent")
+    parser.add_argument("--backend", metavar="NAME", help="how torch runs it: eager, compiled, graphs, tensorrt")
+    add_memory_options(parser)
+
+
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """What a GPU's memory may hold, in the words that A1111's users know."""
+    parser.add_argument("--memory", metavar="PLAN", help=f"for a GPU: auto, {', '.join(PLANS)} (fp8 rounds weights)")
+    for flag, plan in (("--medvram", "medium"), ("--lowvram", "low")):
+        parser.add_argument(flag, dest="memory", action="store_const", const=plan, help=f"--memory {plan}")
+    parser.add_argument("--memory-limit", type=float, metavar="GB", help="use no more of a GPU's memory than this")
 
 
 def add_source_option(parser: argparse.ArgumentParser) -> None:
@@ -166,7 +177,8 @@ def loading_asked(arguments: argparse.Namespace, recalled: Recalled | None) -> d
         lora = recalled_loras(recalled, lora)
         options["vae"] = options["vae"] or recalled_vae(recalled)
         dtype = recalled_dtype(recalled, choose(arguments.device).device) if dtype is None else dtype
-    options["tiny_vae"] = arguments.tiny_vae
+    how = {name: getattr(arguments, name) for name in ("tiny_vae", "backend", "memory", "memory_limit")}
+    options |= {name: value for name, value in how.items() if value is not None}
     return {"path": model, "lora": lora, "device": arguments.device, "dtype": dtype, **options}
 
 

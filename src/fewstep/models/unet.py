@@ -5,12 +5,14 @@ Sources: size and crop conditioning, SDXL (arXiv:2307.01952, section 2.2); guida
 (arXiv:2310.04378, section 4.2).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import CheckpointError
+from fewstep.models.layout import LARGE, laid_out
 from fewstep.models.text import Text
 from fewstep.sampling.guidance import guidance_embedding
 
@@ -50,6 +52,35 @@ def predict(
     default 8 x the latents'. A text of one row serves the whole batch. beside_BCHW is what an inpainting UNet sees
     beside the latents: the mask and the latents of what is kept [1, 5, H, W]. Raises CheckpointError without it.
     """
+    told = conditions(unet, text, z_BCHW, w_B=w_B, size=size)
+    return evaluate(unet, z_BCHW, timestep_B, told, beside_BCHW=beside_BCHW)
+
+
+def conditions(
+    unet: Any, text: Text, z_BCHW: Tensor, *, w_B: Tensor | None = None, size: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """What `predict` tells a UNet beside latents and timesteps, as its keywords: the same at every step.
+
+    Of z_BCHW only shape and device count.
+    """
+    dtype, text = weight_dtype(unet), text.expand(len(z_BCHW))
+    told: dict[str, Any] = {"encoder_hidden_states": text.text_BLD.to(z_BCHW.device, dtype)}
+    if wants_size(unet):
+        told["added_cond_kwargs"] = _size_conditions(z_BCHW, text, size, dtype)
+    if has_guidance_embedding(unet):
+        told["timestep_cond"] = _guidance_condition(unet, z_BCHW, w_B)
+    return told
+
+
+def evaluate(
+    unet: Any,
+    z_BCHW: Tensor,
+    timestep_B: Tensor,
+    told: Mapping[str, Any],
+    *,
+    beside_BCHW: Tensor | None = None,
+) -> Tensor:
+    """`predict` with what `conditions` gave."""
     if unet.config.in_channels != unet.config.out_channels:
         if beside_BCHW is None or beside_BCHW.shape[-2:] != z_BCHW.shape[-2:]:
             raise CheckpointError(
@@ -57,21 +88,9 @@ def predict(
                 "mask of the latents' size beside them, which are not there. Use the ordinary checkpoint for this."
             )
         z_BCHW = torch.cat([z_BCHW, beside_BCHW.to(z_BCHW).expand(len(z_BCHW), -1, -1, -1)], dim=1)
-    dtype, batch = weight_dtype(unet), len(z_BCHW)
-    text = text.expand(batch)
-    extra: dict[str, Any] = {}
-    if wants_size(unet):
-        extra["added_cond_kwargs"] = _size_conditions(z_BCHW, text, size, dtype)
-    if has_guidance_embedding(unet):
-        extra["timestep_cond"] = _guidance_condition(unet, z_BCHW, w_B)
-    out = unet(
-        z_BCHW.to(dtype),
-        timestep_B,
-        encoder_hidden_states=text.text_BLD.to(z_BCHW.device, dtype),
-        return_dict=False,
-        **extra,
-    )
-    return out[0]
+    if z_BCHW.shape[-2] * z_BCHW.shape[-1] >= LARGE:
+        z_BCHW = laid_out(z_BCHW)
+    return unet(z_BCHW.to(weight_dtype(unet)), timestep_B, return_dict=False, **told)[0].contiguous()
 
 
 def _size_conditions(z_BCHW: Tensor, text: Text, size: tuple[int, int] | None, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import CheckpointError
+from fewstep.models.layout import laid_out
 
 
 def scale_factor(vae: Any) -> int:
@@ -43,7 +44,7 @@ def decode(vae: Any, z_BCHW: Tensor) -> Tensor:
 
 
 def _moments(vae: Any, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    out = vae.encode(image_BCHW.to(vae.dtype))
+    out = vae.encode(laid_out(image_BCHW.to(vae.dtype)))
     scale = vae.config.scaling_factor
     if hasattr(out, "latents"):
         z_BCHW = out.latents.float() * scale
@@ -53,7 +54,7 @@ def _moments(vae: Any, image_BCHW: Tensor) -> tuple[Tensor, Tensor]:
 
 def _decode(vae: Any, z_BCHW: Tensor) -> tuple[Tensor, ...]:
     z_BCHW = z_BCHW.float() / vae.config.scaling_factor
-    return (vae.decode(z_BCHW.to(vae.dtype), return_dict=False)[0].float(),)
+    return (vae.decode(laid_out(z_BCHW.to(vae.dtype)), return_dict=False)[0].float(),)
 
 
 def _finite(vae: Any, x_BCHW: Tensor, run: Any) -> Any:

@@ -9,6 +9,7 @@ Suffixes: B batch, C channels, H height, W width, D features.
 import importlib
 import sys
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, TypeAlias
 
 Array: TypeAlias = Any
@@ -44,7 +45,9 @@ def float32(x: Array) -> Array:
     'float32'
     """
     xp = namespace(x)
-    return x.to(xp.float32) if is_torch(x) else xp.asarray(x, dtype=xp.float32)
+    if is_torch(x):
+        return x if x.dtype == xp.float32 else x.to(xp.float32)
+    return xp.asarray(x, dtype=xp.float32)
 
 
 def constant(values: Sequence[float] | Sequence[Sequence[float]], *, like: Array) -> Array:
@@ -78,7 +81,12 @@ def times(t_B: Timesteps, *, like: Array) -> Array:
     ('int64', [19.5, 20.0])
     """
     xp = namespace(like)
-    t_B = xp.as_tensor(t_B, device=like.device) if is_torch(like) else xp.asarray(t_B)
+    if is_torch(like):
+        if is_torch(t_B) and t_B.ndim == 1 and t_B.dtype in (xp.int64, xp.float32) and t_B.device == like.device:
+            return t_B
+        t_B = xp.as_tensor(t_B, device=like.device)
+    else:
+        t_B = xp.asarray(t_B)
     return indices(t_B, like=like) if are_whole(t_B) else float32(t_B).reshape(-1)
 
 
@@ -92,11 +100,15 @@ def are_whole(x: Array) -> bool:
 
 
 def same_timestep(t: float, *, like: Array) -> Array:
-    """`t` once for each item of `like`: shape (B,), int64 if it is an int, else float32.
+    """`t` once for each item of `like`: shape (B,), int64 if it is an int, else float32. A GPU is not waited for.
 
     >>> same_timestep(19, like=namespace(None).zeros((2, 4, 8, 8))).tolist()
     [19, 19]
     """
+    if is_torch(like):  # written by the device itself: a list would be copied to it, and the copy waited for
+        xp = namespace(like)
+        number = xp.int64 if isinstance(t, Integral) else xp.float32
+        return xp.full((like.shape[0],), t, dtype=number, device=like.device)
     return times([t] * like.shape[0], like=like)
 
 

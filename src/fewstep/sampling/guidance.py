@@ -56,4 +56,6 @@ def _per_item(values: float | Sequence[float] | Array, *, like: Array) -> Array:
     """One number or (B,) as a float32 array (1,) or (B,) on the device of `like`."""
     if is_torch(values) and is_torch(like):
         return float32(values).to(like.device).reshape(-1)
+    if isinstance(values, (int, float)):
+        return constant([values], like=like)
     return constant(float32(values).reshape(-1).tolist(), like=like)

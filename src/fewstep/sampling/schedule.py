@@ -132,8 +132,9 @@ class Schedule:
         return xp.where(exact_B, alphas[low_B], alpha_B), xp.where(exact_B, sigmas[low_B], alpha_B * level_B)
 
     def _check(self, t_B: Array) -> None:
-        if bool((t_B < -1).any()) or bool((t_B > self.count - 1).any()):
-            raise ValueError(f"timestep {t_B.tolist()} is outside -1..{self.count - 1}")
+        asked = t_B.tolist()
+        if asked and (min(asked) < -1 or max(asked) > self.count - 1):
+            raise ValueError(f"timestep {asked} is outside -1..{self.count - 1}")
 
     def _table(self, like: Array) -> tuple[Array, ...]:
         """All alphas, sigmas and log k on the device of `like`; the entry after the last timestep, [-1], is clean."""

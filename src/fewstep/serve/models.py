@@ -8,6 +8,7 @@ of their own makes them, and titles are without a hash until then.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import os
 import re
@@ -301,6 +302,7 @@ def free_bytes(device: str) -> int:
 
 
 def _free_cache() -> None:
-    """A GPU's memory of models that left is given back; a model is no cycle, so it goes with its last user."""
+    """A GPU's memory of models that left is given back; one under a memory plan is a cycle to be found."""
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
