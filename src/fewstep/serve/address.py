@@ -27,7 +27,7 @@ class Address:
     def of(cls, arguments: argparse.Namespace) -> Address:
         """Of --host, --port, --name and --https. Raises what `own_certificate` raises."""
         everywhere = arguments.host in EVERYWHERE
-        lan = lan_addresses() if everywhere else [arguments.host]
+        lan = lan_addresses(arguments.host) if everywhere else [arguments.host]
         names = tuple(bracketed(name) for name in dict.fromkeys([*arguments.name, *lan]))
         scheme = "https" if arguments.https else "http"
         alone = arguments.host in LOOPBACK or not names
@@ -44,7 +44,7 @@ class Address:
     def told(self, model: str) -> list[str]:
         """What whoever started it should know, a sentence each."""
         scheme = "http" if self.certificate is None else "https"
-        near = "127.0.0.1" if self.host in EVERYWHERE else bracketed(self.host)
+        near = bracketed(EVERYWHERE.get(self.host, self.host))
         found = [f"{model} at {scheme}://{near}:{self.port}"]
         if self.certificate is not None:
             found.append(f"the certificate's SHA-256 is {self.certificate.fingerprint}")

@@ -6,6 +6,7 @@ invitation, good for one device within ten minutes, since the page's scripts do 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import sys
@@ -17,9 +18,11 @@ from pydantic import BaseModel
 
 from fewstep.errors import FewstepError, RequestError
 
-EVERYWHERE = frozenset({"0.0.0.0", "::", "[::]", ""})
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""What a server listens at that listens at every address of a kind -> this machine's own of that kind."""
+
 INVITED_S = 600.0
-_ELSEWHERE = ("192.0.2.1", 9), ("2001:db8::1", 9)
+_ELSEWHERE = {"0.0.0.0": (socket.AF_INET, "192.0.2.1"), "::": (socket.AF_INET6, "2001:db8::1")}
 """Addresses for documentation (RFC 5737, RFC 3849): nothing is sent there."""
 
 
@@ -37,27 +40,17 @@ class Shared(BaseModel):
     seconds: float | None
 
 
-def lan_addresses() -> list[str]:
-    """This machine's addresses, the one first by which it reaches others."""
+def lan_addresses(everywhere: str) -> list[str]:
+    """This machine's addresses of a kind, a key of `EVERYWHERE`; the one first by which it reaches others."""
     import psutil
 
-    kinds = socket.AF_INET, socket.AF_INET6
-    entries = [entry for entries in psutil.net_if_addrs().values() for entry in entries if entry.family in kinds]
-    found = [entry.address for entry in entries if not entry.address.startswith(("127.", "169.254.", "::1", "fe80:"))]
-    first = _outward()
-    return [*first, *(address for address in found if address not in first)]
-
-
-def _outward() -> list[str]:
-    found = []
-    for kind, elsewhere in zip((socket.AF_INET, socket.AF_INET6), _ELSEWHERE, strict=True):
-        try:
-            with socket.socket(kind, socket.SOCK_DGRAM) as line:
-                line.connect(elsewhere)
-                found.append(line.getsockname()[0])
-        except OSError:  # there is no way out of that kind
-            continue
-    return found
+    kind, elsewhere = _ELSEWHERE[everywhere]
+    entries = [entry.address for entries in psutil.net_if_addrs().values() for entry in entries if entry.family == kind]
+    found = [address for address in entries if not address.startswith(("127.", "169.254.", "::1", "fe80:"))]
+    with contextlib.suppress(OSError), socket.socket(kind, socket.SOCK_DGRAM) as line:  # there may be no way out
+        line.connect((elsewhere, 9))
+        found.insert(0, line.getsockname()[0])
+    return list(dict.fromkeys(found))
 
 
 def bracketed(host: str) -> str:
