@@ -7,22 +7,22 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def running(studio, *, around=lambda app: app, grace_s=5, **door):
-    """The port of a studio's server; `around` wraps its door, `door` are the door's own keywords."""
+def running(studio, *, around=lambda app: app, grace_s=5, how=None, **door):
+    """The port of a studio's server; `around` wraps its door, `door` are the door's own keywords, `how` uvicorn's."""
     from fewstep.serve.app import application
     from fewstep.serve.security import Door
     from fewstep.serve.server import Server
 
     with socket.socket(proto=socket.IPPROTO_TCP) as listening:  # else asyncio leaves Nagle on
         listening.bind(("127.0.0.1", 0))
-        server = Server(around(Door(application(studio), **door)), studio, grace_s=grace_s)
+        server = Server(around(Door(application(studio), **door)), studio, grace_s=grace_s, **how or {})
         server.config.log_level = "error"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         wait_until(lambda: server.started, within_s=20)
         yield listening.getsockname()[1]
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)  # on a busy machine
         assert not thread.is_alive()
 
 

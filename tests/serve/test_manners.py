@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -293,12 +294,31 @@ def test_lines_go_to_stderr(capsys):
     try:
         journal.begin("plain")
         journal.say("model", name="a b", error=None)
+        log.handlers[0].settle(10)
         assert capsys.readouterr().err.endswith('Z model name="a b"\n')
         log.error("a frame failed", exc_info=ValueError("five"))
+        log.handlers[0].settle(10)
         said = capsys.readouterr().err
         assert 'error message="a frame failed" trace=' in said and "five" in said and said.count("\n") == 1
     finally:
         log.handlers[:], log.level, log.propagate = before
+
+
+def test_a_pipe_that_nobody_reads_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr(journal, "WAITING", 10)
+    reading, writing = (os.fdopen(end, mode) for end, mode in zip(os.pipe(), "rw", strict=True))
+    lines = journal.Aside(logging.StreamHandler(writing))
+    log = logging.Logger("apart")
+    log.addHandler(lines)
+    for number in range(5000):  # far more than a pipe holds
+        log.error("%d %s", number, "x" * 100)
+    lines.settle(0.05)
+    assert reading.readline().startswith("0 x") and reading.readline().startswith("1 x")
+    threading.Thread(target=reading.read, daemon=True).start()
+    lines.settle(10)
+    log.error("there is room again")
+    lines.settle(10)
+    assert not lines.queue.unfinished_tasks
 
 
 def test_metrics_count(own):

@@ -50,7 +50,7 @@ def started(monkeypatch, tmp_path, *arguments):
 
     monkeypatch.setattr("fewstep.serve.server.Server.run", run)
     monkeypatch.setattr("fewstep.serve.journal.begin", lambda form: None)
-    monkeypatch.setattr(fewstep, "load", lambda *args, **how: NullPipeline(tmp_path))
+    monkeypatch.setattr("fewstep.pipeline.load", lambda *args, **how: NullPipeline(tmp_path))
     code = main(["serve", *arguments])
     return code, seen.get("host"), seen.get("door")
 

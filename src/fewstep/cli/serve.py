@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from fewstep.errors import RequestError
 if TYPE_CHECKING:
     from fewstep.engine.painting import Painting
     from fewstep.pipeline import Pipeline
+    from fewstep.serve.address import Address
     from fewstep.serve.jobs import Studio
 
 
@@ -29,7 +31,12 @@ def register(subparsers: Any) -> None:
     add_loading_options(parser)
     add = parser.add_argument_group("models").add_argument
     add("--models", type=Path, metavar="FOLDER", help="more models, loaded when a client names one")
-    add("--memory", type=float, metavar="GB", help="for all loaded models; chosen by what is free if absent")
+    add(
+        "--memory",
+        type=float,
+        metavar="GB",
+        help="for all loaded models; chosen by what is free if absent; a worker keeps two models, whatever they take",
+    )
     add = parser.add_argument_group("where").add_argument
     add("--workers", metavar="N[:M]", help="paint in N processes of their own, up to M while pictures wait")
     add("--ray", nargs="?", const="", metavar="ADDRESS", help="have the workers on a Ray cluster, or on a new one here")
@@ -42,6 +49,7 @@ def register(subparsers: Any) -> None:
     add("--port", type=int, default=7860, metavar="N", help="[7860]")
     add("--name", action="append", default=[], help="host name that it answers to; may be repeated")
     add("--api-key", action="append", metavar="KEY", help="asked of every client; several for several owners")
+    add("--https", action="store_true", help="by a certificate made here: phones give their cameras to https alone")
     add("--insecure", action="store_true", help="no key, whatever the address: only behind a guard")
     _add_manners(parser.add_argument_group("manners").add_argument)
     parser.set_defaults(run=run)
@@ -62,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     try:
         from fewstep.serve import journal
+        from fewstep.serve.address import Address
         from fewstep.serve.app import application
         from fewstep.serve.server import Server
     except ImportError:
@@ -71,12 +80,25 @@ def run(arguments: argparse.Namespace) -> int:
         keys = [secrets.token_urlsafe(18)]
         print(f"fewstep: the key is {keys[0]}", file=sys.stderr)
     journal.begin(arguments.log)
+    address = Address.of(arguments)
     studio = _studio(arguments)
-    door = Door(application(studio), key=keys, hosts=[arguments.host, *arguments.name])
-    print(f"fewstep: {studio.pipe.model.name} at http://{arguments.host}:{arguments.port}", file=sys.stderr)
-    where = {"host": arguments.host, "port": arguments.port}
-    Server(journal.Journal(door), studio, grace_s=arguments.grace, **where).run()
+    door = Door(application(studio), key=keys, hosts=[arguments.host, *address.names], address=address.outside)
+    _say(address, studio.pipe.model.name, keys[0] if keys else None)
+    Server(journal.Journal(door), studio, grace_s=arguments.grace, **address.how).run()
     return 0
+
+
+def _say(address: Address, model: str, key: str | None) -> None:
+    """Where it is; on a terminal with a QR code, where other devices may come in."""
+    from fewstep.serve.share import say_qr, with_key
+
+    for sentence in address.told(model):
+        print(f"fewstep: {sentence}", file=sys.stderr)
+    if address.outside is not None and sys.stderr.isatty():
+        try:
+            say_qr(with_key(address.outside, key))
+        except RequestError as error:  # the library is missing
+            print(f"fewstep: {error}", file=sys.stderr)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -104,40 +126,43 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _studio(arguments: argparse.Namespace) -> Studio:
-    import fewstep
+    from fewstep.pipeline import load as load_pipeline
     from fewstep.serve.history import History
     from fewstep.serve.jobs import Studio
     from fewstep.serve.models import Models
 
-    how = {"device": arguments.device, "dtype": arguments.dtype, **shelf_options(arguments)}
+    away = arguments.workers is not None or arguments.ray is not None
+    how = {"device": arguments.device, "dtype": arguments.dtype, "weights": not away, **shelf_options(arguments)}
 
     def load(path: Path) -> Pipeline:
-        return fewstep.load(path, **how)
+        return load_pipeline(path, **how)
 
-    away = arguments.workers is not None or arguments.ray is not None
-    first = fewstep.load(**loading_asked(arguments, None) | ({"device": "cpu"} if away else {}))
+    def first() -> Pipeline:
+        return load_pipeline(**loading_asked(arguments, None), weights=not away)
+
     budget = None if arguments.memory is None else int(arguments.memory * 1e9)
-    models = Models(first, arguments.models, load=load, budget=budget)
+    found = first()
+    models = Models(found, arguments.models, load=load, again=first, budget=sys.maxsize if away else budget)
     folder, limit = arguments.history, int(arguments.history_limit * 1e9)
     history = None if folder is None else History(folder, limit=limit)
     manners = {"waiting": arguments.queue, "patience_s": arguments.patience, "log_prompts": arguments.log_prompts}
-    painting = _away(arguments, first) if away else None
-    return Studio(first, models=models, history=history, painting=painting, **manners)
+    painting = _away(arguments) if away else None
+    return Studio(found, models=models, history=history, painting=painting, **manners)
 
 
-def _away(arguments: argparse.Namespace, first: Pipeline) -> Painting:
-    """Workers, which have the device that was asked for; here the model only plans."""
+def _away(arguments: argparse.Namespace) -> Painting:
+    """Workers, which load the models; here they are only planned with."""
     from fewstep.engine.fleet import Fleet
     from fewstep.engine.painting import Away
     from fewstep.engine.process import hire_process
     from fewstep.engine.ray import hire_ray
 
     least, most = _workers(arguments.workers or "1")
-    if arguments.device is None:
-        first.source.pop("device")
-    else:
-        first.source["device"] = arguments.device
-    hire = hire_process(_devices()) if arguments.ray is None else hire_ray(arguments.ray or None, gpus=arguments.gpus)
+    hire = (
+        hire_process(_devices(arguments))
+        if arguments.ray is None
+        else hire_ray(arguments.ray or None, gpus=arguments.gpus)
+    )
     return Away(Fleet(hire, least, most, waiting=arguments.queue))
 
 
@@ -156,7 +181,11 @@ def _workers(text: str) -> tuple[int, int]:
     return found
 
 
-def _devices() -> int:
-    """GPUs of this machine, each for a worker of its own; 0 where torch was not needed yet, or sees none."""
-    torch = sys.modules.get("torch")
-    return torch.cuda.device_count() if torch is not None else 0
+def _devices(arguments: argparse.Namespace) -> int:
+    """GPUs of this machine, each for a worker of its own; 0 where none is wanted. Torch is not needed here but for
+    that, so a process of its own counts them.
+    """
+    if arguments.device == "cpu" or (arguments.model is None and arguments.models is None):
+        return 0  # the embedded model paints on the CPU
+    count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    return int(subprocess.run(count, check=True, capture_output=True, text=True).stdout)

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from fewstep import __version__
 from fewstep.errors import FewstepError
-from fewstep.serve import a1111, a1111_extras, history_routes, live, openai, page
+from fewstep.serve import a1111, a1111_extras, history_routes, live, openai, page, share
 from fewstep.serve.answers import Answer, sentence_of
 from fewstep.serve.docs import describe
 from fewstep.serve.figures import Counted
@@ -45,6 +45,7 @@ def application(studio: Studio) -> FastAPI:
     app.include_router(a1111_extras.router(studio.limits))
     app.include_router(openai.router(studio))
     app.include_router(live.router(studio, room))
+    app.include_router(share.router())
     if studio.history is not None:
         app.include_router(history_routes.router(studio.history))
     app.add_middleware(Counted, figures=studio.figures)

@@ -5,15 +5,23 @@ Never keys, and prompts only where `prompts` was asked for: a prompt is its auth
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import logging
 import sys
+import threading
 import time
+from logging.handlers import QueueHandler
+from queue import Full, Queue
 from typing import Any
 
 from fewstep.serve.security import App, Message, Receive, Scope, Send
 
 FORMS = ("json", "plain")
+WAITING = 10_000
+"""Lines."""
+
 PATH_LIMIT = 300
 """Characters of a path that are written down."""
 
@@ -31,12 +39,39 @@ def fault(what: str, error: BaseException) -> None:
 
 
 def begin(form: str) -> None:
-    """Write lines to stderr, in one of `FORMS`."""
-    lines = logging.StreamHandler(sys.stderr)
+    """Write lines to stderr, in one of `FORMS`, by a thread: a pipe that nobody reads does not hold the server up."""
+    lines = Aside(logging.StreamHandler(sys.stderr))
     lines.setFormatter(Lines(form))
     _LOG.handlers[:] = [lines]
     _LOG.setLevel(logging.INFO)
     _LOG.propagate = False
+    atexit.register(lines.settle)
+
+
+class Aside(QueueHandler):
+    """Gives lines to a thread that writes them; above `WAITING` the next are left out, until there is room again."""
+
+    def __init__(self, writer: logging.Handler) -> None:
+        self._lines: Queue[logging.LogRecord] = Queue(WAITING)
+        super().__init__(self._lines)
+        self._writer = writer
+        threading.Thread(target=self._write, name="fewstep-journal", daemon=True).start()
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Never waits."""
+        with contextlib.suppress(Full):
+            self._lines.put_nowait(record)
+
+    def settle(self, within_s: float = 1.0) -> None:
+        """Wait until what was said is written, for a while."""
+        until = time.monotonic() + within_s
+        while self._lines.unfinished_tasks and time.monotonic() < until:
+            time.sleep(0.005)
+
+    def _write(self) -> None:
+        while True:
+            self._writer.handle(self._lines.get())
+            self._lines.task_done()
 
 
 class Lines(logging.Formatter):

@@ -37,6 +37,7 @@ OPEN_FOLDER = "/assets/"
 FAILURES, WITHIN_S = 10, 60.0
 """Wrong keys from one address, after which it waits."""
 
+INVITATIONS = 64
 ADDRESSES = 4096
 """Addresses whose wrong keys are remembered."""
 
@@ -55,7 +56,7 @@ HEADERS = {
 
 class Door:
     """An ASGI application around another. `hosts` are the names that this server answers to, besides loopback's; `key`
-    is one key, or one for each of several owners.
+    is one key, or one for each of several owners; `address` is where other devices find it, None where they do not.
     """
 
     def __init__(
@@ -65,15 +66,17 @@ class Door:
         key: str | Sequence[str] | None = None,
         hosts: Collection[str] = (),
         body_limit: int = BODY_LIMIT,
+        address: str | None = None,
     ) -> None:
         """Raises RequestError for an empty key, which everybody would have."""
-        self.app, self.body_limit = app, body_limit
+        self.app, self.body_limit, self.address = app, body_limit, address
         self.keys: tuple[str, ...] = (key,) if isinstance(key, str) else tuple(key or ())
         if not all(key.strip() for key in self.keys):
             raise RequestError(EMPTY_KEY)
         self.hosts = LOOPBACK | {host.lower() for host in hosts}
         self.failures: dict[str, deque[float]] = {}
         self.tickets: dict[str, float] = {}
+        self.invitations: dict[str, tuple[float, str]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let it in, or say why not in one JSON sentence; a refused socket is closed before it is accepted."""
@@ -102,11 +105,26 @@ class Door:
         self.tickets[word] = now + seconds
         return word
 
-    def login(self, scope: Scope, given: str) -> str | None:
-        """The cookie's header for somebody who brings the key; None for a wrong one, which counts as elsewhere.
+    def invite(self, scope: Scope, *, seconds: float) -> str | None:
+        """A word that another device logs in with, once, as the owner who asks; None where there is no key."""
+        if not self.keys:
+            return None
+        now = time.monotonic()
+        self.invitations = {word: entry for word, entry in self.invitations.items() if entry[0] > now}
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        key = self.keys[self._fitting(keys_of(headers)) or 0]
+        word = secrets.token_urlsafe(24)
+        self.invitations[word] = now + seconds, key
+        while len(self.invitations) > INVITATIONS:
+            del self.invitations[next(iter(self.invitations))]
+        return word
 
-        Where there is no key, any is right.
+    def login(self, scope: Scope, given: str) -> str | None:
+        """The cookie's header for somebody who brings the key, or an invitation; None for a wrong one, which counts as
+        elsewhere. Where there is no key, any is right.
         """
+        until, key = self.invitations.pop(given, (0.0, ""))
+        given = key if until > time.monotonic() else given
         headers = {"authorization": f"Bearer {given}"}
         if self._unknown({**scope, "path": ""}, headers) is not None:
             return None

@@ -32,6 +32,17 @@ export async function login(key: string): Promise<void> {
   await asked("/api/v1/login", { key });
 }
 
+/** The page's address for another device: its QR code as SVG, and for how long it lets somebody in; null: always. */
+export interface Shared {
+  address: string;
+  qr: string;
+  seconds: number | null;
+}
+
+export async function share(): Promise<Shared> {
+  return (await asked("/api/v1/share", {})).json();
+}
+
 /** Names of a list under /sdapi/v1; none where the server has no such list. */
 export async function names(list: "loras" | "samplers" | "schedulers"): Promise<string[]> {
   try {

@@ -6,6 +6,7 @@ import { InputPane, Tools } from "./input";
 import { begin, change, reseed } from "./live";
 import { OutputPane } from "./output";
 import { Panel } from "./panel";
+import { Share } from "./share";
 import { Opened, Strip } from "./strip";
 import * as page from "./state";
 
@@ -27,6 +28,7 @@ export function App() {
       {page.hint.value && <Hint />}
       {page.notice.value && <p class={`notice ${page.notice.value.bad ? "bad" : ""}`} role={page.notice.value.bad ? "alert" : "status"}>{page.notice.value.text}</p>}
       <Opened />
+      <Share />
       {page.connection.value.state === "locked" && <Login />}
     </div>
   );

@@ -1,6 +1,7 @@
 import { trying } from "./actions";
 import { Button, Icon, type IconName } from "./icons";
 import { choose, connection as line, setPaused } from "./live";
+import { openShare } from "./share";
 import * as page from "./state";
 
 const INPUTS: [page.Input, IconName, string][] = [
@@ -43,6 +44,7 @@ export function Header() {
         <Status />
         <Button icon={page.paused.value ? "play" : "pause"} label={page.paused.value ? "Go on" : "Pause"} keys="P" on={page.paused.value} run={() => setPaused(!page.paused.value)} />
         <Button icon={THEME_ICONS[page.theme.value]} label={`Colours: ${page.theme.value}. Change`} run={() => (page.theme.value = THEMES[page.theme.value])} />
+        <Button icon="share" label="Open on another device" run={() => trying(openShare)} />
         <Button icon="help" label="Keys and hints" keys="?" on={page.hint.value} run={() => (page.hint.value = !page.hint.value)} />
       </div>
     </header>

@@ -90,6 +90,7 @@ function anew(): void {
 
 /** Fetch what can be asked, then begin. */
 export async function begin(): Promise<void> {
+  await comeIn();
   try {
     const [offer, samplers, schedulers, loras] = await Promise.all([server.offer(), server.names("samplers"), server.names("schedulers"), server.names("loras")]);
     const told = { prompt: page.DEFAULT_PROMPT, ...page.stored<Values>(`values ${offer.model}`, {}), ...fromHash(location.hash, offer.schema) };
@@ -109,9 +110,18 @@ export async function begin(): Promise<void> {
   }
 }
 
+/** An address with #key=... lets this device in; the key does not stay there. */
+async function comeIn(): Promise<void> {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  const key = asked.get("key");
+  if (key === null) return;
+  asked.delete("key");
+  history.replaceState(null, "", `${location.pathname}#${asked}`);
+  await server.login(key).catch(() => undefined); // a wrong one: the page asks for the right one
+}
+
 function completed(values: Values, size: number): Values {
-  const own = page.OWN_STRENGTHS[page.model.value] ?? page.USUAL_STRENGTH;
-  return { ...values, seed: values.seed ?? anySeed(), strength: values.strength ?? own, width: values.width ?? size, height: values.height ?? size };
+  return { ...values, seed: values.seed ?? anySeed(), width: values.width ?? size, height: values.height ?? size };
 }
 
 /** Change parameters: here, and at the server. */

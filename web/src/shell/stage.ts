@@ -267,6 +267,6 @@ export function wheelStrength(event: WheelEvent): void {
   if (!event.shiftKey) return;
   event.preventDefault();
   const by = Math.sign(event.deltaY || event.deltaX) * -0.02;
-  const next = Math.min(1, Math.max(0.02, Number(page.values.value.strength ?? page.USUAL_STRENGTH) + by));
+  const next = Math.min(1, Math.max(0.02, Number(page.values.value.strength ?? page.effective.value.strength ?? 1) + by));
   change({ strength: Math.round(next * 100) / 100 });
 }

@@ -67,10 +67,6 @@ export const theme = signal(stored("theme", "system" as "system" | "light" | "da
 /** The size of the pictures that are asked for. */
 export const size = computed(() => ({ width: Number(values.value.width) || modelSize.value, height: Number(values.value.height) || modelSize.value }));
 
-/** Strength where nobody has chosen one; the embedded model composes anew far earlier than others. */
-export const USUAL_STRENGTH = 0.6;
-export const OWN_STRENGTHS: Record<string, number> = { pictogram: 0.2 };
-
 export const DEFAULT_PROMPT = "a red apple, 3d";
 
 effect(() => store("policy", policy.value));
