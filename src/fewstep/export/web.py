@@ -207,7 +207,7 @@ def _write_model(model: OnnxModel, folder: Path) -> dict[str, Any]:
     count = sum(int(np.prod(shape)) for graph in graphs.values() for shape in wanted[graph].values())
     if count > MOST_WEIGHTS:
         raise CheckpointError(
-            f"'{model.name}' has {count:,} weights, and a browser has room for {MOST_WEIGHTS:,}. Choose a smaller model."
+            f"'{model.name}' has {count:,} weights, a browser has room for {MOST_WEIGHTS:,}. Choose a smaller model."
         )
     places = _write_weights(model, list(graphs.values()), folder / "weights.bin")
     for graph in graphs.values():

@@ -131,6 +131,7 @@ function Panel() {
             <option value="webgpu" disabled={!("gpu" in navigator)}>WebGPU (graphics card)</option>
           </select>
         </label>
+        <p class="quiet">Nothing leaves this browser. <a href="./licences.txt">Licences</a></p>
       </details>
     </aside>
   );
