@@ -83,27 +83,27 @@ clean:  ## remove the environment and caches (build/, with its training runs, st
 # ---------------------------------------------------------------- the live page
 # Built files are part of the package: only who changes web/ needs node (20 or newer) and npm.
 
-PAGE := src/fewstep/serve/static
-NPM  := npm --prefix
+PAGES := src/fewstep/serve/static src/fewstep/export/static
+NPM   := npm --prefix
 
 .PHONY: page page-check page-test test-browser
-page:  ## build the live page from web/ into the package (needs node)
+page:  ## build the live page and the exported page from web/ into the package (needs node)
 	@$(NPM) web ci --no-audit --no-fund
 	@$(NPM) web run build
 
-page-test:  ## types and tests of the page's source
+page-test:  ## types and tests of the pages' source
 	@$(NPM) web ci --no-audit --no-fund
 	@$(NPM) web run check
 	@$(NPM) web test
 
-page-check:  ## build the page elsewhere from its lock file, and fail where the package holds something else
+page-check:  ## build the pages elsewhere from their lock file, and fail where the package holds something else
 	@set -e; there=$$(mktemp -d); trap 'rm -rf "$$there"' EXIT; \
 	tar -c --exclude node_modules web | tar -x -C "$$there"; \
 	$(NPM) "$$there/web" ci --no-audit --no-fund; \
-	$(NPM) "$$there/web" run build -- --outDir "$$there/static"; \
-	diff -r "$$there/static" $(PAGE) && echo "the package holds what web/ makes"
+	$(NPM) "$$there/web" run build; \
+	for page in $(PAGES); do diff -r "$$there/$$page" $$page; done; echo "the package holds what web/ makes"
 
-test-browser: $(VENV)/.test.stamp $(VENV)/.browser.stamp  ## the page in a real Chromium
+test-browser: $(VENV)/.test.stamp $(VENV)/.browser.stamp  ## the pages in a real Chromium
 	@$(BIN)/python -m pytest tests/browser -m browser $(BROWSER_ARGS)
 
 # ---------------------------------------------------------------- the embedded model, from nothing

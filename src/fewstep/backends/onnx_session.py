@@ -107,13 +107,17 @@ class Sessions:
         self.additions = additions
         self._made = {graph: made for graph, made in self._made.items() if PART_OF[graph] not in parts}
 
-    def _make(self, graph: str) -> Session:
+    def weights(self, graph: str) -> dict[str, np.ndarray]:
+        """A graph's weights in float32, with the LoRAs merged; raises CheckpointError when they cannot be read."""
         part, additions = PART_OF[graph], self.additions
         weights = read_weights(self.folder / FILES[part], self.wanted[graph])
         for name in weights:
             if (module := module_of(part, name)) in additions:
                 weights[name] = merged(weights[name], additions[module])
-        return Session(self.folder / "onnx" / f"{graph}.onnx", weights)
+        return weights
+
+    def _make(self, graph: str) -> Session:
+        return Session(self.folder / "onnx" / f"{graph}.onnx", self.weights(graph))
 
 
 class Session:

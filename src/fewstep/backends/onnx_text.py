@@ -65,8 +65,14 @@ class OnnxTextEncoder:
         """Plain prompts -> ids_BL int64: start mark, at most L - 2 tokens, end mark, padding."""
         return self._filled([Chunk(list(self._ids(prompt)[: self.length - 2])) for prompt in prompts])
 
-    def _filled(self, found: Sequence[Chunk]) -> np.ndarray:
+    @property
+    def marks(self) -> tuple[int, int, int]:
+        """The ids of the start mark, the end mark and the padding."""
         start, end, pad = (self.tokenizer.token_to_id(mark) for mark in _marks(self.folder / "tokenizer"))
+        return start, end, pad
+
+    def _filled(self, found: Sequence[Chunk]) -> np.ndarray:
+        start, end, pad = self.marks
         return np.array([chunk.filled(start, end, pad, self.length) for chunk in found], np.int64)
 
     def encode(self, prompts: Sequence[str], *, clip_skip: int = 1) -> OnnxText:
