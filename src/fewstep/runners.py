@@ -190,7 +190,7 @@ class OnnxRunner:
     def __init__(self, model: OnnxModel) -> None:
         """Begins to make the sessions that no LoRA is likely to change."""
         self.model = model
-        model.sessions.start("text_encoder", "vae_decoder")
+        model.sessions.start("text_encoder", "text_encoder_2", "vae_decoder")
 
     def read_lora(self, path: Path) -> Lora:
         """As numpy arrays; by torch only where numpy lacks the number format (bfloat16)."""

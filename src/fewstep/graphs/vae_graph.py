@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from fewstep.errors import CheckpointError
-from fewstep.export.graph import Graph, Shapes
+from fewstep.graphs.graph import Graph, Shapes
 
 EPS = 1e-6
 """Of every group norm here; it is not in the config."""
