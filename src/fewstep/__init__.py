@@ -33,6 +33,7 @@ def load(
     lora: LoraChoice = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
     base: str | Path | None = None,
     vae: str | Path | None = None,
     prediction: str | None = None,
@@ -43,18 +44,20 @@ def load(
 
     lora is a path, a (path, weight) pair, or a list of them; False or () for none. The embedded model brings its own
     few-step LoRA unless told otherwise. device and dtype are chosen when not given; `pipe.notes` says what and why.
+    backend is "eager" (PyTorch), "onnx" (ONNX Runtime) or "openvino"; "auto", the default, takes the one that was
+    measured to be best (`fewstep info --backends`), else ONNX Runtime for the embedded model and PyTorch for others.
     base is a model that lends what the file lacks (a UNet alone has no text encoder and no VAE), vae another VAE's file
     or model, prediction ("eps", "v") what the UNet predicts where its file does not say. lora_folder is where the names
     in prompts are looked up, embeddings are textual inversions: files, or folders of them.
 
     Raises:
-        CheckpointError: the model cannot be loaded. LoraError: a LoRA cannot. DeviceError: no such device.
+        CheckpointError: the model cannot be loaded. LoraError: a LoRA cannot. DeviceError: no such device or back end.
     """
     from fewstep.pipeline import load as load_pipeline
 
     parts = {"base": base, "vae": vae, "prediction": prediction}
     shelves = {"lora_folder": lora_folder, "embeddings": embeddings}
-    return load_pipeline(path, lora=lora, device=device, dtype=dtype, **parts, **shelves)
+    return load_pipeline(path, lora=lora, device=device, dtype=dtype, backend=backend, **parts, **shelves)
 
 
 def __getattr__(name: str) -> Any:

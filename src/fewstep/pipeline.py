@@ -350,16 +350,18 @@ def load(
     lora: LoraChoice = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
     lora_folder: LoraPath | None = None,
     embeddings: Sources = None,
     **parts: Any,
 ) -> Pipeline:
     """See `fewstep.load`; `parts` are its base, vae and prediction."""
     lora_pairs(lora)
-    model = open_model(path, device=device, dtype=dtype, by_torch=bool(_sources(embeddings)), **parts)
+    how = {"device": device, "dtype": dtype, "backend": backend}
+    model = open_model(path, **how, by_torch=bool(_sources(embeddings)), **parts)
     own = own_loras(path) if lora is None else lora
     pipe = Pipeline(model, own, lora_folder=lora_folder, embeddings=embeddings)
-    asked = {"path": path, "device": device, "dtype": dtype, "lora_folder": lora_folder, **parts}
+    asked = {"path": path, **how, "lora_folder": lora_folder, **parts}
     asked |= {"lora": None if lora is None else [(str(one), weight) for one, weight in lora_pairs(lora)]}
     asked |= {"embeddings": [str(one) for one in _sources(embeddings)]}
     pipe.source = {name: str(one) if isinstance(one, Path) else one for name, one in asked.items() if one}

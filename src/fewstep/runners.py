@@ -1,4 +1,4 @@
-"""The pipeline's back ends: how text, noise, network and autoencoder are asked for in PyTorch and in ONNX Runtime.
+"""The pipeline's back ends: how text, noise, network and autoencoder are asked for in PyTorch and of graphs.
 
 Shapes: B pictures, C 4 latent channels, H and W latent height and width (pixels / 8).
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from fewstep.backends.choice import Asked, open_with
 from fewstep.image import CELL_PX, mask_cells
 from fewstep.models.chunks import Vectors
 from fewstep.sampling.sampler import Denoiser
@@ -185,7 +185,7 @@ class TorchRunner:
 
 
 class OnnxRunner:
-    """ONNX Runtime on the CPU: numpy arrays, torch is never imported."""
+    """ONNX Runtime or OpenVINO on the CPU: numpy arrays, torch is never imported."""
 
     def __init__(self, model: OnnxModel) -> None:
         """Begins to make the sessions that no LoRA is likely to change."""
@@ -239,29 +239,18 @@ def runner_of(model: Model | OnnxModel) -> Runner:
 
 
 def open_model(
-    path: str | Path | None, *, device: str | None, dtype: str | None, by_torch: bool = False, **parts: Any
+    path: str | Path | None,
+    *,
+    device: str | None,
+    dtype: str | None,
+    backend: str | None = None,
+    by_torch: bool = False,
+    **parts: Any,
 ) -> Model | OnnxModel:
-    """A model for ONNX Runtime where that answers soonest, else for torch.
+    """A model for a back end (`backends.choice.NAMES`); None or "auto" takes the one that is best here.
 
-    ONNX Runtime: float32 on the CPU, from a folder that has graphs; the embedded model also where a GPU might be there,
-    because it paints a picture in less time than torch takes to look for one. `parts` are `load_model`'s base, vae and
-    prediction, which torch alone serves, as it does embeddings (`by_torch`).
-
-    Raises CheckpointError for the model's files, DeviceError for device and dtype.
+    `parts` are `load_model`'s base, vae and prediction; `by_torch` says that embeddings are asked for, which torch
+    alone serves. Raises CheckpointError for the model's files, DeviceError for device, dtype and back end.
     """
-    if not by_torch and not any(parts.values()) and _wants_onnx(path, device, dtype):
-        from fewstep.backends.onnx_model import open_onnx
-
-        return open_onnx(path)
-    from fewstep.checkpoints.load import load_model
-
-    return load_model(path, device=device, dtype=dtype, **parts)
-
-
-def _wants_onnx(path: str | Path | None, device: str | None, dtype: str | None) -> bool:
-    from fewstep.checkpoints.description import assets_path
-
-    folder = assets_path() if path is None else Path(path).expanduser()
-    devices = (None, "auto", "cpu") if path is None else ("cpu",)
-    asked = device in devices and dtype in (None, "auto", "fp32", "float32")
-    return asked and (folder / "onnx" / "weights.json").is_file() and find_spec("onnxruntime") is not None
+    asked = Asked(path, device, dtype, {name: value for name, value in parts.items() if value is not None})
+    return open_with(asked, backend, embeddings=by_torch)

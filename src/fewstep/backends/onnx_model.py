@@ -20,7 +20,7 @@ from fewstep.checkpoints.complete import describe_model
 from fewstep.checkpoints.description import Description
 from fewstep.checkpoints.lora_apply import Merge, additions, strength_of
 from fewstep.checkpoints.search import model_hash
-from fewstep.errors import CheckpointError
+from fewstep.errors import GraphError
 from fewstep.image import CELL_PX
 from fewstep.models.family import INPAINTING
 
@@ -28,7 +28,7 @@ from fewstep.models.family import INPAINTING
 class OnnxModel:
     """A described model; weights are read when they are first needed.
 
-    Raises CheckpointError when there are no graphs for it, and for an inpainting network.
+    Raises GraphError when there are no graphs for it.
     """
 
     device = "cpu"
@@ -38,7 +38,7 @@ class OnnxModel:
     ) -> None:
         unet = found.configs["unet"]
         if unet.get("in_channels") == INPAINTING:
-            raise CheckpointError(f"'{found.path}' is an inpainting model, which needs the PyTorch back end.")
+            raise GraphError("graphs are of ordinary networks, and this is an inpainting one")
         self.name, self.path, self.family = found.name, found.path, found.family
         self.schedule, self.sampling, self.notes, self.dtype = found.schedule, found.sampling, notes, dtype
         self.guidance_width: int | None = unet.get("time_cond_proj_dim")

@@ -55,7 +55,8 @@ class OnnxSession:
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """These outputs of the graph."""
-        return self._session.run(list(outputs), dict(inputs))
+        found: Any = self._session.run(list(outputs), dict(inputs))
+        return found
 
 
 def thread_count() -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from fewstep.backends.sessions import Sessions
 from fewstep.checkpoints.description import Description
 from fewstep.checkpoints.single import MERGES, PADS, SingleFile
-from fewstep.checkpoints.vocabulary import MARKS, clip_merges, vocabulary
+from fewstep.checkpoints.vocabulary import LENGTH, MARKS, clip_merges, vocabulary
 from fewstep.errors import CheckpointError, RequestError
 from fewstep.models.chunks import Chunk, Vectors, chunks, emphasised
 
@@ -60,6 +60,20 @@ class _Tokens:
         said = self.source.metadata.get(PADS, "").split(" ")
         usual = "!" if self.source.open_clip(self.part.replace("tokenizer", "text_encoder")) else MARKS[1]
         return (*MARKS, said[number] if number < len(said) and said[number] else usual)
+
+    def files(self) -> dict[str, str]:
+        """vocab.json, merges.txt and tokenizer_config.json."""
+        found = json.loads(self.words.to_str())["model"]
+        merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in found["merges"]]
+        start, end, pad = self.marks
+        config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "bos_token": start}
+        return {
+            "vocab.json": json.dumps(found["vocab"], ensure_ascii=False),
+            "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
+            "tokenizer_config.json": json.dumps(
+                config | {"eos_token": end, "unk_token": end, "pad_token": pad}, indent=2
+            ),
+        }
 
     def ids(self, text: str) -> list[int]:
         """Without marks."""
@@ -104,6 +118,15 @@ class OnnxTextEncoder:
 
     def _plain(self, tokens: _Tokens, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return tokens.filled([Chunk(list(tokens.ids(prompt)[: self.length - 2])) for prompt in prompts], self.length)
+
+    def tokens(self, prompt: str) -> dict[str, dict[str, np.ndarray]]:
+        """What every encoder's graph is given for a plain prompt."""
+        found = {name: self._plain(own, [prompt]) for name, own in zip(self.names, self._tokens, strict=True)}
+        return {name: _given(name, *filled) for name, filled in found.items()}
+
+    def tokenizer_files(self) -> dict[str, dict[str, str]]:
+        """`tokenizer`, `tokenizer_2` -> the files that every program reads a CLIP tokenizer from."""
+        return {own.part: own.files() for own in self._tokens}
 
     def encode(self, prompts: Sequence[str], *, clip_skip: int = 1) -> OnnxText:
         """Plain prompts -> text, each cut where a chunk ends; clip_skip 1 is the last layer, 2 is one earlier.
@@ -160,11 +183,14 @@ class OnnxTextEncoder:
             raise RequestError(f"clip_skip {clip_skip} is not in 1 to {self.max_clip_skip}, this model's text layers.")
         output, parts = f"text_{clip_skip}_BLD", []
         for name, (ids_BL, ends_B) in zip(self.names, filled, strict=True):
-            if name == "text_encoder":
-                parts.append((self.sessions.run(name, output, ids_BL=ids_BL), None))
-            else:
-                parts.append(self.sessions.run_all(name, (output, "pooled_BD"), ids_BL=ids_BL, ends_B=ends_B))
+            outputs = (output,) if name == "text_encoder" else (output, "pooled_BD")
+            found = self.sessions.run_all(name, outputs, **_given(name, ids_BL, ends_B))
+            parts.append((found[0], found[1] if len(found) > 1 else None))
         return parts
+
+
+def _given(name: str, ids_BL: np.ndarray, ends_B: np.ndarray) -> dict[str, np.ndarray]:
+    return {"ids_BL": ids_BL} if name == "text_encoder" else {"ids_BL": ids_BL, "ends_B": ends_B}
 
 
 def _marks(folder: Path) -> tuple[str, str, str]:

@@ -131,7 +131,7 @@ def _group_norms(graph: Any) -> None:
             back = maker[node.input[0]]
             normal = maker[back.input[0]]
             grouped = maker[normal.input[0]]
-            how = {"num_groups": int(numpy_helper.to_array(constants[grouped.input[1]])[1])}
+            how: dict[str, Any] = {"num_groups": int(numpy_helper.to_array(constants[grouped.input[1]])[1])}
             how["epsilon"] = next(item.f for item in normal.attribute if item.name == "epsilon")
             inputs = [grouped.input[0], *node.input[1:3]]
             parts |= {part.name for part in (back, normal, grouped)}

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.backends.choice import NAMES
 from fewstep.errors import OutputError, RequestError
 from fewstep.request import DEFAULTS, SPECS, Request, Spec, lora_choice, request_of
 from fewstep.sampling.sampler import SAMPLERS
@@ -66,6 +67,7 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-lora", action="store_true", help="without the embedded model's own few-step LoRA")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; chosen if absent")
     parser.add_argument("--dtype", help="float32, float16, bfloat16; chosen if absent")
+    parser.add_argument("--backend", metavar="NAME", help=f"{', '.join(NAMES)} [auto]")
 
 
 def add_source_option(parser: argparse.ArgumentParser) -> None:
@@ -165,6 +167,8 @@ def loading_asked(arguments: argparse.Namespace, recalled: Recalled | None) -> d
         lora = recalled_loras(recalled, lora)
         options["vae"] = options["vae"] or recalled_vae(recalled)
         dtype = recalled_dtype(recalled, choose(arguments.device).device) if dtype is None else dtype
+    if arguments.backend is not None:
+        options["backend"] = arguments.backend
     return {"path": model, "lora": lora, "device": arguments.device, "dtype": dtype, **options}
 
 

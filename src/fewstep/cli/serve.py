@@ -109,7 +109,8 @@ def _studio(arguments: argparse.Namespace) -> Studio:
     from fewstep.serve.jobs import Studio
     from fewstep.serve.models import Models
 
-    how = {"device": arguments.device, "dtype": arguments.dtype, **shelf_options(arguments)}
+    where = {name: getattr(arguments, name) for name in ("device", "dtype", "backend")}
+    how = {**where, **shelf_options(arguments)}
 
     def load(path: Path) -> Pipeline:
         return fewstep.load(path, **how)

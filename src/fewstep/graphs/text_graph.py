@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from fewstep.errors import CheckpointError
+from fewstep.errors import GraphError
 from fewstep.graphs.graph import Graph, Shapes
 
 TABLE = "embeddings.token_embedding.weight"
@@ -25,12 +25,12 @@ def text_graph(config: Mapping[str, Any], shapes: Shapes, *, one_of_two: bool = 
     one_of_two: SDXL's encoders, whose text is the layer before without that norm; the second one has also
     (ends_B) -> pooled_BD, the projected state at the end mark, which is row ends_B of all prompts' positions.
 
-    Raises CheckpointError for an activation that CLIP does not have.
+    Raises GraphError for an activation that CLIP does not have.
     """
     config = DEFAULTS | dict(config)
     if config["hidden_act"] not in ("quick_gelu", "gelu"):
         found = config["hidden_act"]
-        raise CheckpointError(f"The text encoder has the activation {found!r}; CLIP has quick_gelu or gelu.")
+        raise GraphError(f"The text encoder has the activation {found!r}; CLIP has quick_gelu or gelu.")
     graph = Graph("text encoder", shapes)
     root = next((name.removesuffix(TABLE) for name in shapes if name.endswith(TABLE)), "")
     rows = graph.add("Gather", graph.weight(root + TABLE), "ids_BL")

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from fewstep.errors import CheckpointError
+from fewstep.errors import GraphError
 from fewstep.graphs.graph import Graph, Shapes
 
 _BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
@@ -51,14 +51,14 @@ def unet_graph(config: Mapping[str, Any], shapes: Shapes) -> onnx.ModelProto:
     """(z_BCHW, timestep_B float32, text_kv_BLK) -> output_BCHW, any H and W; SDXL's also pooled_BD and time_ids_B6,
     one with guidance embedding also guidance_BD (`sampling.guidance.guidance_embedding`).
 
-    Raises CheckpointError for a UNet that this graph does not know.
+    Raises GraphError for a UNet that this graph does not know.
     """
     config = DEFAULTS | dict(config)
     kinds = {*config["down_block_types"], *config["up_block_types"]} - _BLOCKS | {config["mid_block_type"]} - _MIDDLES
     strange = [key for key, values in _PLAIN.items() if config.get(key, values[0]) not in values]
     if kinds or strange:
         found = ", ".join([*sorted(kinds), *strange])
-        raise CheckpointError(f"The ONNX graph knows the UNets of SD 1, 2 and XL only; this one differs in {found}.")
+        raise GraphError(f"The ONNX graph knows the UNets of SD 1, 2 and XL only; this one differs in {found}.")
     return _UNet(config, shapes).build()
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import onnx
 
-from fewstep.errors import CheckpointError, OutputError
+from fewstep.errors import GraphError, OutputError
 from fewstep.graphs.graph import Shapes, weight_shapes
 from fewstep.graphs.text_graph import text_graph
 from fewstep.graphs.unet_graph import text_kv_graph, unet_graph
@@ -37,11 +37,11 @@ _IGNORED = ("embeddings.position_ids", "text_projection.weight")
 def model_graphs(configs: Mapping[str, Any], shapes: Mapping[str, Shapes]) -> dict[str, onnx.ModelProto]:
     """The graphs of a model from its parts' configs and weights' shapes ("unet", "vae", "text_encoder", ...).
 
-    Raises CheckpointError when one of its networks is not known here.
+    Raises GraphError when one of its networks is not known here.
     """
     vae = _VAE | dict(configs["vae"])
     if "down_block_types" not in vae:
-        raise CheckpointError(f"There is no ONNX graph of the autoencoder {vae.get('_class_name')}.")
+        raise GraphError(f"There is no ONNX graph of the autoencoder {vae.get('_class_name')}.")
     texts = [part for part in ("text_encoder", "text_encoder_2") if part in shapes]
     graphs = {part: text_graph(configs[part], shapes[part], one_of_two=len(texts) > 1) for part in texts}
     graphs |= {
@@ -63,7 +63,7 @@ def _check_all_used(what: str, shapes: Shapes, graphs: Iterable[Mapping[str, lis
     used = {name for graph in graphs for name in graph}
     unused = sorted(name for name in set(shapes) - used if not name.endswith(_IGNORED))
     if unused:
-        raise CheckpointError(
+        raise GraphError(
             f"The {what} has {len(unused)} weights that its ONNX graph does not know, such as '{unused[0]}'."
         )
 
