@@ -33,13 +33,13 @@ def load(
     lora: LoraChoice = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
     base: str | Path | None = None,
     vae: str | Path | None = None,
     tiny_vae: str | Path | None = None,
     prediction: str | None = None,
     lora_folder: str | Path | None = None,
     embeddings: str | Path | Sequence[str | Path] | None = None,
-    backend: str = "auto",
     memory: str = "auto",
     memory_limit: float | None = None,
 ) -> Pipeline:
@@ -47,15 +47,17 @@ def load(
 
     lora is a path, a (path, weight) pair, or a list of them; False or () for none. The embedded model brings its own
     few-step LoRA unless told otherwise. device and dtype are chosen when not given; `pipe.notes` says what and why.
+    backend is "eager", "compiled", "graphs" or "tensorrt" (PyTorch), "onnx" (ONNX Runtime) or "openvino"; "auto", the
+    default, takes the one that was measured to be best (`fewstep info --backends`), else ONNX Runtime for the embedded
+    model and PyTorch for others.
     base is a model that lends what the file lacks (a UNet alone has no text encoder and no VAE), vae another VAE's file
     or model, tiny_vae a tiny one (TAESD) for previews and live pictures, prediction ("eps", "v") what the UNet predicts
     where its file does not say. lora_folder is where the names in prompts are looked up, embeddings are textual
-    inversions: files, or folders of them. backend is how torch runs the network ("eager", "compiled", "graphs",
-    "tensorrt"), memory a plan for a GPU's ("auto", "full", "high", "medium", "tiled", "low", "fp8"), memory_limit what
-    of it may be used, in GB.
+    inversions: files, or folders of them. memory is a plan for a GPU's ("auto", "full", "high", "medium", "tiled",
+    "low", "fp8"), memory_limit what of it may be used, in GB.
 
     Raises:
-        CheckpointError: the model cannot be loaded. LoraError: a LoRA cannot. DeviceError: no such device.
+        CheckpointError: the model cannot be loaded. LoraError: a LoRA cannot. DeviceError: no such device or back end.
     """
     from fewstep.pipeline import load as load_pipeline
 

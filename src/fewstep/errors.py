@@ -3,7 +3,8 @@
     FewstepError
     ├── RequestError      a parameter is out of range or contradicts another
     ├── CheckpointError   a model file is missing, damaged, unsafe or of another kind
-    │   └── LoraError     the same of a LoRA
+    │   ├── LoraError     the same of a LoRA
+    │   └── GraphError    a network that no graph knows; PyTorch runs it
     ├── ImageError        a picture cannot be read
     ├── OutputError       a file cannot be written
     ├── DeviceError       a device or number format is not there
@@ -31,6 +32,10 @@ class CheckpointError(FewstepError):
 
 class LoraError(CheckpointError):
     """A LoRA file is damaged, or made for another family."""
+
+
+class GraphError(CheckpointError):
+    """A model is sound, but it has a network that no graph knows; PyTorch runs it."""
 
 
 class ImageError(FewstepError):

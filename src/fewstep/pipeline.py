@@ -368,20 +368,24 @@ def load(
     lora: LoraChoice = None,
     device: str | None = None,
     dtype: str | None = None,
+    backend: str | None = None,
     lora_folder: LoraPath | None = None,
     embeddings: Sources = None,
+    memory: str = "auto",
+    memory_limit: float | None = None,
     weights: bool = True,
     **parts: Any,
 ) -> Pipeline:
-    """See `fewstep.load`; `parts` are its base, vae, tiny_vae, prediction, backend, memory and memory_limit. Without
-    `weights` it plans, and cannot paint.
+    """See `fewstep.load`; `parts` are its base, vae, tiny_vae and prediction. Without `weights` it plans, and cannot
+    paint.
     """
     lora_pairs(lora)
-    how = {"device": device, "dtype": dtype, "by_torch": bool(_sources(embeddings))}
-    model = open_model(path, **how, **parts) if weights else open_outline(path, **parts)
+    how = {"device": device, "dtype": dtype, "backend": backend, "memory": memory, "memory_limit": memory_limit}
+    by_torch = bool(_sources(embeddings))
+    model = open_model(path, **how, by_torch=by_torch, **parts) if weights else open_outline(path, **parts)
     own = own_loras(path) if lora is None else lora
     pipe = Pipeline(model, own, lora_folder=lora_folder, embeddings=embeddings)
-    asked = {"path": path, "device": device, "dtype": dtype, "lora_folder": lora_folder, **parts}
+    asked = {"path": path, **how, "lora_folder": lora_folder, **parts}
     asked |= {"lora": None if lora is None else [(str(one), weight) for one, weight in lora_pairs(lora)]}
     asked |= {"embeddings": [str(one) for one in _sources(embeddings)]}
     pipe.source = {

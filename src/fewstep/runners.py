@@ -1,4 +1,4 @@
-"""The pipeline's back ends: how text, noise, network and autoencoder are asked for in PyTorch and in ONNX Runtime.
+"""The pipeline's back ends: how text, noise, network and autoencoder are asked for in PyTorch and of graphs.
 
 Shapes: B pictures, C 4 latent channels, H and W latent height and width (pixels / 8).
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
-from fewstep.errors import RequestError
+from fewstep.backends.choice import Asked, open_with
 from fewstep.image import CELL_PX, mask_cells
 from fewstep.models.chunks import Vectors
 from fewstep.sampling.sampler import Denoiser
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = Any
 ACCELERATOR_BATCH = 8
-BACKENDS = ("auto", "eager", "compiled", "graphs", "tensorrt")
-"""What `backend` may be; all but auto are PyTorch."""
 
 
 class Runner(Protocol):
@@ -155,8 +152,8 @@ class TorchRunner:
         """Text is encoded once and serves every picture."""
         from fewstep.backends.eager import EagerDenoiser
 
-        texts = self._working("text", lambda: _texts(self.model.text, words, negative, reading))
-        return EagerDenoiser(self.model, *texts, guidance, reading.beside)
+        text, away = self._working("text", lambda: _texts(self.model.text, words, negative, reading))
+        return EagerDenoiser(self.model, text, away, guidance, reading.beside)
 
     def beside(self, image: Image.Image | None, mask: Image.Image | None, size: tuple[int, int]) -> Array | None:
         """The mask (1: repaint) and the latents of the picture with grey in its place, as it was trained (Rombach et
@@ -235,14 +232,14 @@ class TorchRunner:
 
 
 class OnnxRunner:
-    """ONNX Runtime on the CPU: numpy arrays, torch is never imported."""
+    """ONNX Runtime or OpenVINO on the CPU: numpy arrays, torch is never imported."""
 
     at_once = 1
 
     def __init__(self, model: OnnxModel) -> None:
         """Begins to make the sessions that no LoRA is likely to change."""
         self.model = model
-        model.sessions.start("text_encoder", model.finisher)
+        model.sessions.start("text_encoder", "text_encoder_2", model.finisher)
 
     def read_lora(self, path: Path) -> Lora:
         """As numpy arrays; by torch only where numpy lacks the number format (bfloat16)."""
@@ -318,83 +315,17 @@ def open_model(
     *,
     device: str | None,
     dtype: str | None,
+    backend: str | None = None,
     by_torch: bool = False,
-    backend: str = "auto",
     memory: str = "auto",
     memory_limit: float | None = None,
     **parts: Any,
 ) -> Model | OnnxModel:
-    """A model for ONNX Runtime where that answers soonest, else for torch.
+    """A model for a back end (`backends.choice.NAMES`); None or "auto" takes the one that is best here.
 
-    ONNX Runtime: float32 on the CPU, from a folder that has graphs; the embedded model also where a GPU might be there,
-    because it paints a picture in less time than torch takes to look for one. `parts` are `load_model`'s base, vae and
-    prediction, which torch alone serves, as it does embeddings (`by_torch`), the other back ends and memory plans.
-
-    Raises CheckpointError for the model's files, DeviceError for device, dtype and memory, RequestError for the back
-    end.
+    `parts` are `load_model`'s base, vae, tiny_vae and prediction; `by_torch` says that embeddings are asked for, which
+    torch alone serves, as it does memory plans. Raises CheckpointError for the model's files, DeviceError for device,
+    dtype, back end and memory.
     """
-    if backend not in BACKENDS:
-        raise RequestError(f"There is no back end called {backend!r}. Use one of {', '.join(BACKENDS)}.")
-    asked = backend != "auto" or memory != "auto" or memory_limit is not None or any(parts.values())
-    if not by_torch and not asked and _wants_onnx(path, device, dtype):
-        from fewstep.backends.onnx_model import open_onnx
-
-        return open_onnx(path)
-    if memory_limit is not None and memory_limit <= 0:
-        raise RequestError(f"A memory limit of {memory_limit:g} GB holds nothing. Give one above 0.")
-    limit = None if memory_limit is None else int(memory_limit * 1e9)
-    return _open_torch(path, device, dtype, backend, memory, limit, parts)
-
-
-def _open_torch(
-    path: str | Path | None,
-    device: str | None,
-    dtype: str | None,
-    backend: str,
-    memory: str,
-    limit: int | None,
-    parts: Mapping[str, Any],
-) -> Model:
-    """Loaded, made faster, and put under a memory plan, on a GPU or where one is asked for."""
-    from fewstep.device import choose
-    from fewstep.memory import plan_named
-
-    plan_named(memory)
-    where = choose(device, dtype).device
-    managed = where.startswith("cuda") or memory != "auto" or limit is not None
-    from fewstep.checkpoints.load import load_model
-
-    if not managed:
-        return _faster(load_model(path, device=device, dtype=dtype, **parts), backend)
-    from fewstep.backends.placement import first_home, place
-
-    home = first_home(where, memory, limit)
-    model = _faster(load_model(path, device=device, dtype=dtype, home=home, **parts), backend)
-    place(model, memory, limit)
-    return model
-
-
-def _faster(model: Model, backend: str) -> Model:
-    """The model for a back end of torch."""
-    if backend == "compiled":
-        from fewstep.backends.compiled import compiled
-
-        return compiled(model)
-    if backend == "tensorrt":
-        from fewstep.backends.compiled import tensorrt
-
-        return tensorrt(model)
-    if backend == "graphs":
-        from fewstep.backends.graphs import graphed
-
-        return graphed(model)
-    return model
-
-
-def _wants_onnx(path: str | Path | None, device: str | None, dtype: str | None) -> bool:
-    from fewstep.checkpoints.description import assets_path
-
-    folder = assets_path() if path is None else Path(path).expanduser()
-    devices = (None, "auto", "cpu") if path is None else ("cpu",)
-    asked = device in devices and dtype in (None, "auto", "fp32", "float32")
-    return asked and (folder / "onnx" / "weights.json").is_file() and find_spec("onnxruntime") is not None
+    parts = {name: value for name, value in parts.items() if value is not None}
+    return open_with(Asked(path, device, dtype, parts, memory, memory_limit), backend, embeddings=by_torch)

@@ -1,19 +1,19 @@
-"""The UNet as ONNX Runtime runs it, as a Denoiser: numpy in, numpy out, torch is never imported.
+"""The UNet as a runtime runs its graph, as a Denoiser: numpy in, numpy out, torch is never imported.
 
 Shapes: B items (pictures), each with its own timestep, prompt and guidance; C, H, W latent channels, height, width;
-L text positions, K all blocks' keys and values of the text side by side.
+L text positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fewstep.sampling.guidance import guide
+from fewstep.sampling.guidance import guidance_embedding, guide, w_of
 from fewstep.sampling.rotation import slerp
 from fewstep.sampling.schedule import to_z0
 
@@ -26,7 +26,8 @@ class OnnxDenoiser:
     """(z_BCHW, timestep_B) -> z0_BCHW float32, with text and guidance inside; the twin of `EagerDenoiser`.
 
     Guidance s gives uncond + s (cond - uncond) from one batch: B items with their prompts, then those of the items
-    whose guidance is not exactly 1 with their negative prompts.
+    whose guidance is not exactly 1 with their negative prompts. A UNet with guidance embedding is told w = s - 1
+    instead, in one prediction.
     """
 
     def __init__(
@@ -42,25 +43,26 @@ class OnnxDenoiser:
         """
         self.model = model
         self.guidance = (float(guidance),) if isinstance(guidance, (int, float)) else tuple(map(float, guidance))
-        if negative is None and any(value != 1 for value in self.guidance):
+        guided = model.guidance_width is None and any(value != 1 for value in self.guidance)
+        if negative is None and guided:
             negative = model.text.encode_negative([""])
         self.text, self.negative = text, negative
-        self.text_kv_BLK = model.text_kv(text)
-        self.negative_kv_BLK = None if negative is None else model.text_kv(negative)
+        self.told = model.conditions(text)
+        self.untold = None if negative is None else model.conditions(negative)
 
     @property
     def kind(self) -> Hashable:
         """Denoisers of one kind can be `joined`: of one model, with texts of the same lengths."""
-        negative = None if self.negative_kv_BLK is None else self.negative_kv_BLK.shape[1]
-        return id(self.model), self.text_kv_BLK.shape[1], negative
+        negative = None if self.untold is None else _length(self.untold)
+        return id(self.model), _length(self.told), negative
 
     @staticmethod
     def joined(denoisers: Sequence[OnnxDenoiser]) -> OnnxDenoiser:
         """One denoiser for as many items, each with its own text and guidance; each given has one row of text."""
-        found, rest = copy(denoisers[0]), [one.negative_kv_BLK for one in denoisers if one.negative_kv_BLK is not None]
+        found, rest = copy(denoisers[0]), [one.untold for one in denoisers if one.untold is not None]
         found.guidance = tuple(one.guidance[0] for one in denoisers)
-        found.text_kv_BLK = np.concatenate([one.text_kv_BLK for one in denoisers])
-        found.negative_kv_BLK = np.concatenate(rest) if rest else None
+        found.told = _joined([one.told for one in denoisers])
+        found.untold = _joined(rest) if rest else None
         return found
 
     def nearer(self, start: OnnxDenoiser, share: float) -> OnnxDenoiser:
@@ -81,33 +83,46 @@ class OnnxDenoiser:
         guidance = self.guidance * count if len(self.guidance) == 1 else self.guidance
         if len(guidance) != count:
             raise ValueError(f"{len(guidance)} guidances for {count} items")
-        text = _rows(self.text_kv_BLK, count)
-        guided = [item for item, value in enumerate(guidance) if value != 1]
-        if not guided or self.negative_kv_BLK is None:
-            return self.model.unet(z_BCHW, timestep_B, text)
-        negative = _rows(self.negative_kv_BLK, count)[guided]
-        if negative.shape[1] == text.shape[1]:
+        told, guided = _rows(self.told, count), [item for item, value in enumerate(guidance) if value != 1]
+        if (width := self.model.guidance_width) is not None:
+            w_BD = guidance_embedding([w_of(value) for value in guidance], dim=width, like=z_BCHW)
+            return self.model.unet(z_BCHW, timestep_B, **told, guidance_BD=w_BD)
+        if not guided or self.untold is None:
+            return self.model.unet(z_BCHW, timestep_B, **told)
+        untold = {name: rows[guided] for name, rows in _rows(self.untold, count).items()}
+        if _length(untold) == _length(told):
             both = self.model.unet(
                 np.concatenate([z_BCHW, z_BCHW[guided]]),
                 np.concatenate([timestep_B, timestep_B[guided]]),
-                np.concatenate([text, negative]),
+                **_joined([told, untold]),
             )
             out_BCHW, uncond = both[:count].copy(), both[count:]
         else:  # of another number of chunks
-            out_BCHW = self.model.unet(z_BCHW, timestep_B, text).copy()
-            uncond = self.model.unet(z_BCHW[guided], timestep_B[guided], negative)
+            out_BCHW = self.model.unet(z_BCHW, timestep_B, **told).copy()
+            uncond = self.model.unet(z_BCHW[guided], timestep_B[guided], **untold)
         out_BCHW[guided] = guide(out_BCHW[guided], uncond, [guidance[item] for item in guided])
         return out_BCHW
 
 
 def _between(start: OnnxText, end: OnnxText, share: float) -> OnnxText:
-    return replace(end, text_BLD=slerp(start.text_BLD, end.text_BLD, share))
+    pooled = None
+    if start.pooled_BD is not None and end.pooled_BD is not None:
+        pooled = slerp(start.pooled_BD, end.pooled_BD, share)
+    return replace(end, text_BLD=slerp(start.text_BLD, end.text_BLD, share), pooled_BD=pooled)
 
 
-def _rows(x_BLK: np.ndarray, count: int) -> np.ndarray:
-    """As it is, or one row for all items."""
-    if len(x_BLK) == count:
-        return x_BLK
-    if len(x_BLK) != 1:
-        raise ValueError(f"{len(x_BLK)} prompts for {count} items")
-    return np.repeat(x_BLK, count, axis=0)
+def _length(conditions: Mapping[str, np.ndarray]) -> int:
+    return conditions["text_kv_BLK"].shape[1]
+
+
+def _joined(conditions: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """All rows, one after another."""
+    return {name: np.concatenate([one[name] for one in conditions]) for name in conditions[0]}
+
+
+def _rows(conditions: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """As they are, or one row for all items."""
+    found = len(conditions["text_kv_BLK"])
+    if found not in (1, count):
+        raise ValueError(f"{found} prompts for {count} items")
+    return {name: np.repeat(rows, count // found, axis=0) for name, rows in conditions.items()}

@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fewstep.checkpoints.arrays import vae_name, weight_files
 from fewstep.checkpoints.files import check_finite, read_json, read_tensors
-from fewstep.checkpoints.hub import PARTS, weight_names
-from fewstep.checkpoints.single import MERGES, PADS, SingleFile
+from fewstep.checkpoints.hub import PARTS
+from fewstep.checkpoints.single import MERGES, PADS, SingleFile, part_in_file
 from fewstep.checkpoints.vocabulary import MARKS, clip_merges, tokenizer_of
 from fewstep.errors import CheckpointError
 
-_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _NUMBER_FORMAT = ("dtype", "torch_dtype")
 _HARMLESS = ("position_ids", "text_projection.weight", "logit_scale")
 
@@ -73,24 +73,9 @@ def config_path(source: Source, part: str) -> Path:
 def _read(source: Source, part: str) -> tuple[Path, dict[str, Tensor]]:
     """(a file to name in errors, the part's tensors)."""
     if isinstance(source, SingleFile):
-        return source.path, source.read("vae" if part == "tiny_vae" else part)
+        return source.path, source.read(part_in_file(part))
     files = weight_files(source / part, PARTS[part])
     return files[0], {name: tensor for file in files for name, tensor in read_tensors(file).items()}
-
-
-def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors files of a part; raises CheckpointError when there are none, or only pickles."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    found = [folder / name for name in weight_names(names, stem)]
-    if found:
-        return found
-    pickles = sorted(name for name in names if name.endswith((".bin", ".ckpt", ".pt")))
-    if pickles:
-        raise CheckpointError(
-            f"'{folder / pickles[0]}' is refused: it is a Python pickle, which can run code when opened. "
-            "Get the model's safetensors version."
-        )
-    raise CheckpointError(f"'{folder / stem}.safetensors' is missing (or some of its shards): copy the folder again.")
 
 
 def _build(path: Path, part: str, config: Mapping[str, Any]) -> nn.Module:
@@ -131,20 +116,13 @@ def _text_module(part: str, config: Mapping[str, Any]) -> Any:
 def _renamed(tensors: Mapping[str, Tensor], part: str, expected: set[str]) -> dict[str, Tensor]:
     """Names as these versions of the libraries have them: CLIP's with or without text_model., the VAE's attention."""
     if part.endswith("vae"):
-        return {_vae_name(name): _linear(name, tensor) for name, tensor in tensors.items()}
+        return {vae_name(name): _linear(name, tensor) for name, tensor in tensors.items()}
     if part == "unet":
         return dict(tensors)
     flat = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
     names = {name.removeprefix("text_model."): name for name in expected}
     kept = {name: tensor for name, tensor in flat.items() if name in names or not name.endswith(_HARMLESS)}
     return {names.get(name, name): tensor for name, tensor in kept.items()}
-
-
-def _vae_name(name: str) -> str:
-    parts = name.split(".")
-    if "attentions" in parts and parts[-2] in _OLD_VAE_ATTENTION:
-        parts[-2] = _OLD_VAE_ATTENTION[parts[-2]]
-    return ".".join(parts)
 
 
 def _linear(name: str, tensor: Tensor) -> Tensor:

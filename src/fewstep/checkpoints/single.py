@@ -82,7 +82,7 @@ class SingleFile:
         else:
             found = {key: self.tensors[key] for key in wanted}
             files.check_finite(found, self.path)
-        return {name: _cut(found[key], key, place) for name, (key, place) in self.parts[part].items()}
+        return {name: cut(found[key], key, place) for name, (key, place) in self.parts[part].items()}
 
     def read_one(self, part: str, name: str) -> Any:
         """One tensor that is whole in the file."""
@@ -94,10 +94,23 @@ def _is_transposed(key: str, place: Place) -> bool:
     return place.name == "text_projection.weight" and key.endswith(TRANSPOSED)
 
 
-def _cut(tensor: Any, key: str, place: Place) -> Any:
+def part_in_file(part: str) -> str:
+    """What a file of its own calls a part: a tiny autoencoder's holds a VAE.
+
+    >>> part_in_file("tiny_vae"), part_in_file("unet")
+    ('vae', 'unet')
+    """
+    return "vae" if part == "tiny_vae" else part
+
+
+def cut(tensor: Any, key: str, place: Place) -> Any:
+    """What of the file's tensor (or array) `key` is the weight that belongs to `place`."""
     if place.third is not None:
-        return tensor.chunk(3)[place.third]
-    return tensor.t().contiguous() if _is_transposed(key, place) else tensor
+        third = tensor.shape[0] // 3
+        return tensor[place.third * third : (place.third + 1) * third]
+    if not _is_transposed(key, place):
+        return tensor
+    return tensor.t().contiguous() if hasattr(tensor, "t") else tensor.T
 
 
 def open_single(path: Path, *, trust_pickle: bool = False) -> SingleFile:

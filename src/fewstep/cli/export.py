@@ -11,6 +11,8 @@ from fewstep.cli.options import MODEL, add_model_options
 from fewstep.request import lora_choice
 
 FORMATS = {
+    "onnx": ("fewstep.cli.export_onnx", "graphs for ONNX Runtime, with the weights in files beside them"),
+    "openvino": ("fewstep.cli.export_openvino", "networks for OpenVINO (.xml and .bin)"),
     "web": ("fewstep.cli.export_web", "a static page that draws in the browser"),
 }
 """Format -> the module with its `add_options` and `run`, and what it is."""

@@ -30,19 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     if find_spec("onnx") is None:
         raise RequestError("Exporting needs the package onnx. Install it with: pip install 'fewstep[export]'")
     from fewstep import load
-    from fewstep.export.web import check_free, export_web, with_graphs
+    from fewstep.export.web import check_free, export_web
 
     check_free(arguments.out, force=arguments.force)
-    with with_graphs(arguments.model, **model_options(arguments)) as folder:
-        pipe = load(folder, lora=arguments.lora, device=None if folder is None else "cpu")
-        found = export_web(
-            pipe,
-            arguments.out,
-            runtime=_runtime(arguments),
-            title=arguments.title,
-            steps=arguments.steps,
-            force=arguments.force,
-        )
+    pipe = load(arguments.model, lora=arguments.lora, backend="onnx", **model_options(arguments))
+    how = {"title": arguments.title, "steps": arguments.steps, "force": arguments.force}
+    found = export_web(pipe, arguments.out, runtime=_runtime(arguments), **how)
     if not arguments.quiet:
         print(_document(found) if arguments.json else _sentence(found))
     return 0

@@ -1,4 +1,4 @@
-"""`fewstep info [PATH]`: what a model folder, a LoRA file or a picture is."""
+"""`fewstep info [PATH]`: what a model folder, a LoRA file or a picture is; `--backends`: what runs a model fastest."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("path", nargs="?", metavar="PATH", help="what to describe")
     add_model_options(parser)
+    parser.add_argument(
+        "--backends", action="store_true", help="measure each back end on this model and remember the fastest"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="show errors in full")
     parser.set_defaults(run=run)
@@ -31,6 +34,10 @@ def register(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Describes; returns the exit code."""
+    if arguments.backends:
+        from fewstep.cli.backends import measure
+
+        return measure(arguments.path, as_json=arguments.json, **model_options(arguments))
     return show(describe(arguments.path, **model_options(arguments)), as_json=arguments.json)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.backends.choice import NAMES
 from fewstep.errors import OutputError, RequestError
 from fewstep.memory import PLANS
 from fewstep.request import DEFAULTS, SPECS, Request, Spec, lora_choice, request_of
@@ -68,7 +69,7 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-lora", action="store_true", help="without the embedded model's own few-step LoRA")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; chosen if absent")
     parser.add_argument("--dtype", help="float32, float16, bfloat16; chosen if absent")
-    parser.add_argument("--backend", metavar="NAME", help="how torch runs it: eager, compiled, graphs, tensorrt")
+    parser.add_argument("--backend", metavar="NAME", help=f"{', '.join(NAMES)} [auto]")
     add_memory_options(parser)
 
 

@@ -132,7 +132,8 @@ def _studio(arguments: argparse.Namespace) -> Studio:
     from fewstep.serve.models import Models
 
     away = arguments.workers is not None or arguments.ray is not None
-    how = {"device": arguments.device, "dtype": arguments.dtype, "weights": not away, **shelf_options(arguments)}
+    where = {name: getattr(arguments, name) for name in ("device", "dtype", "backend")}
+    how = {**where, "weights": not away, **shelf_options(arguments)}
 
     def load(path: Path) -> Pipeline:
         return load_pipeline(path, **how)

@@ -18,7 +18,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fewstep.backends.onnx_model import OnnxModel
-from fewstep.backends.onnx_session import PART_OF
+from fewstep.backends.sessions import PART_OF
 from fewstep.checkpoints.description import assets_path
 from fewstep.errors import CheckpointError, OutputError, RequestError
 from fewstep.export.runtime import ENGINES
@@ -62,26 +61,6 @@ class Exported:
     steps: int
 
 
-@contextmanager
-def with_graphs(path: str | Path | None, **parts: Any) -> Iterator[Path | None]:
-    """The model as a folder with ONNX graphs: as it is (None: the embedded model), or a temporary one made of it.
-
-    `parts` are `load_stored`'s base, vae and prediction. Raises CheckpointError for a model that has no graphs.
-    """
-    if path is None or (Path(path) / "onnx" / "weights.json").is_file():
-        yield None if path is None else Path(path)
-        return
-    from fewstep.checkpoints.load import load_stored
-    from fewstep.checkpoints.save import save_model
-    from fewstep.export.onnx import export_graphs
-
-    with tempfile.TemporaryDirectory() as there:
-        model = load_stored(path, **parts)
-        folder = save_model(model, Path(there) / Path(model.name).name)
-        export_graphs(folder)
-        yield folder
-
-
 def export_web(
     pipe: Pipeline, out: Path, *, runtime: Path, title: str = "", steps: int | None = None, force: bool = False
 ) -> Exported:
@@ -97,6 +76,8 @@ def export_web(
     model = pipe.model
     if not isinstance(model, OnnxModel):
         raise CheckpointError(f"'{model.name}' was not opened for ONNX Runtime, so it cannot be exported to the web.")
+    if model.family.text_encoders != 1 or model.guidance_width is not None:
+        raise CheckpointError(f"'{model.name}' is {model.family}: the page knows models of SD 1.x and 2.x only.")
     check_free(out, force=force)
     try:
         with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as there:
@@ -211,9 +192,9 @@ def _write_model(model: OnnxModel, folder: Path) -> dict[str, Any]:
         )
     places = _write_weights(model, list(graphs.values()), folder / "weights.bin")
     for graph in graphs.values():
-        placed = _placed(model.path / "onnx" / f"{graph}.onnx", places, PART_OF[graph])
+        placed = _placed(model.sessions.graphs / f"{graph}.onnx", places, PART_OF[graph])
         (folder / f"{graph}.onnx").write_bytes(placed)
-    (folder / "tokenizer.json").write_text(model.text.tokenizer.to_str(), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(model.text.words.to_str(), encoding="utf-8")
     start, end, pad = model.text.marks
     return {
         "graphs": {name: f"model/{graph}.onnx" for name, graph in graphs.items()},
@@ -231,7 +212,7 @@ def _write_weights(model: OnnxModel, graphs: list[str], path: Path) -> dict[tupl
     at = 0
     with path.open("wb") as file:
         for graph in graphs:
-            for name, weight in model.sessions.weights(graph).items():
+            for name, weight in model.sessions.merged_weights(graph).items():
                 if (PART_OF[graph], name) in places:
                     continue
                 with np.errstate(over="ignore"):

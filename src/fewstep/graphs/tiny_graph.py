@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from fewstep.errors import CheckpointError
-from fewstep.export.graph import Graph, Shapes
+from fewstep.errors import GraphError
+from fewstep.graphs.graph import Graph, Shapes
 
 LIMIT = 3
 """Latents are squashed to this size: tanh(z / 3) 3."""
@@ -21,9 +21,9 @@ class TinyGraph:
     """Writes the nodes of one of the two graphs."""
 
     def __init__(self, config: Mapping[str, Any], shapes: Shapes) -> None:
-        """Raises CheckpointError for an activation that TAESD does not have."""
+        """Raises GraphError for an activation that TAESD does not have."""
         if config.get("act_fn", "relu") != "relu" or config.get("upsample_fn", "nearest") != "nearest":
-            raise CheckpointError("The ONNX graphs know the tiny autoencoder of TAESD only, not this one.")
+            raise GraphError("The ONNX graphs know the tiny autoencoder of TAESD only, not this one.")
         self.graph, self.config = Graph("tiny VAE", shapes), config
 
     def decoder(self) -> onnx.ModelProto:

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from fewstep.errors import CheckpointError
-from fewstep.export.graph import Graph, Shapes
+from fewstep.errors import GraphError
+from fewstep.graphs.graph import Graph, Shapes
 
 EPS = 1e-6
 """Of every group norm here; it is not in the config."""
@@ -21,10 +21,10 @@ class VaeGraph:
     """Writes the nodes of one of the two graphs."""
 
     def __init__(self, config: Mapping[str, Any], shapes: Shapes) -> None:
-        """Raises CheckpointError for another autoencoder than AutoencoderKL."""
+        """Raises GraphError for another autoencoder than AutoencoderKL."""
         kinds = {*config["down_block_types"], *config["up_block_types"]} - {"DownEncoderBlock2D", "UpDecoderBlock2D"}
         if kinds or config.get("act_fn", "silu") != "silu" or config.get("shift_factor"):
-            raise CheckpointError("The ONNX graphs know the autoencoder of Stable Diffusion only, not this one.")
+            raise GraphError("The ONNX graphs know the autoencoder of Stable Diffusion only, not this one.")
         self.graph, self.config = Graph("VAE", shapes), config
         self.levels, self.groups = len(config["block_out_channels"]), config["norm_num_groups"]
 

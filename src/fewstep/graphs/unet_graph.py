@@ -1,26 +1,40 @@
-"""The UNet of Stable Diffusion 1 and 2 (diffusers' `UNet2DConditionModel`) as two ONNX graphs.
+"""The UNet of Stable Diffusion 1, 2 and XL and their kin (diffusers' `UNet2DConditionModel`) as two ONNX graphs.
 
-Rombach et al. 2022, section 3. The cross-attention's keys and values depend on the text only, so they are a graph of
+Rombach et al. 2022, section 3; size conditions: SDXL (arXiv:2307.01952, section 2.2); guidance embedding: LCM
+(arXiv:2310.04378, section 4.2). Which blocks have attention, and of how many layers, is read from the weights.
+The cross-attention's keys and values depend on the text only, so they are a graph of
 their own, run once per prompt and not at every step.
 Shapes: B batch, C channels, H and W height and width, L tokens, D features, K all blocks' keys and values side by side.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from fewstep.errors import CheckpointError
-from fewstep.export.graph import Graph, Shapes
+from fewstep.errors import GraphError
+from fewstep.graphs.graph import Graph, Shapes
 
-_BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UNetMidBlock2DCrossAttn"}
+_BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
+_MIDDLES = {"UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None}
+DEFAULTS: dict[str, Any] = {
+    "attention_head_dim": 8,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "layers_per_block": 2,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+}
+"""Of diffusers' `UNet2DConditionModel`, where a config does not say."""
+
 #: Settings that would add or change layers, and the values under which they do not.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu",),
-    "addition_embed_type": (None,),
+    "addition_embed_type": (None, "text_time"),
     "attention_type": ("default",),
     "class_embed_type": (None,),
     "downsample_padding": (1,),
@@ -29,32 +43,22 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "mid_block_scale_factor": (1,),
     "only_cross_attention": (False,),
     "resnet_time_scale_shift": ("default",),
-    "reverse_transformer_layers_per_block": (None,),
-    "time_cond_proj_dim": (None,),
     "time_embedding_type": ("positional",),
 }
 
 
-@dataclass(frozen=True)
-class Level:
-    """What the blocks of one resolution share: attention or not, its heads, its transformer layers."""
-
-    attends: bool
-    heads: int
-    depth: int
-
-
 def unet_graph(config: Mapping[str, Any], shapes: Shapes) -> onnx.ModelProto:
-    """(z_BCHW, timestep_B float32, text_kv_BLK) -> output_BCHW, any H and W.
+    """(z_BCHW, timestep_B float32, text_kv_BLK) -> output_BCHW, any H and W; SDXL's also pooled_BD and time_ids_B6,
+    one with guidance embedding also guidance_BD (`sampling.guidance.guidance_embedding`).
 
-    Raises CheckpointError for a UNet that this graph does not know: SDXL's, one with guidance embedding and others.
+    Raises GraphError for a UNet that this graph does not know.
     """
-    middle = config.get("mid_block_type", "UNetMidBlock2DCrossAttn")
-    kinds = {*config["down_block_types"], *config["up_block_types"], middle}
+    config = DEFAULTS | dict(config)
+    kinds = {*config["down_block_types"], *config["up_block_types"]} - _BLOCKS | {config["mid_block_type"]} - _MIDDLES
     strange = [key for key, values in _PLAIN.items() if config.get(key, values[0]) not in values]
-    if kinds - _BLOCKS or strange:
-        found = ", ".join([*sorted(kinds - _BLOCKS), *strange])
-        raise CheckpointError(f"The ONNX graph knows the UNets of SD 1 and 2 only; this one differs in {found}.")
+    if kinds or strange:
+        found = ", ".join([*sorted(kinds), *strange])
+        raise GraphError(f"The ONNX graph knows the UNets of SD 1, 2 and XL only; this one differs in {found}.")
     return _UNet(config, shapes).build()
 
 
@@ -78,7 +82,11 @@ class _UNet:
     def __init__(self, config: Mapping[str, Any], shapes: Shapes) -> None:
         self.config, self.graph = config, Graph("UNet", shapes)
         self.groups, self.eps = config["norm_num_groups"], config["norm_eps"]
-        self.temb_BD = self.time_embedding("timestep_B")
+        self.inputs: dict[str, Any] = {
+            "z_BCHW": (TensorProto.FLOAT, ["B", config["in_channels"], "H", "W"]),
+            "timestep_B": (TensorProto.FLOAT, ["B"]),
+        }
+        self.temb_BD = self.time_embedding()
         self.text_kv: dict[str, tuple[str, str]] = {}
 
     def build(self) -> onnx.ModelProto:
@@ -89,35 +97,49 @@ class _UNet:
         x = self.up(self.middle(self.down(x, skips)), skips)
         x = graph.silu(graph.group_norm(x, "conv_norm_out", groups=self.groups, eps=self.eps))
         out = graph.conv(x, "conv_out")
-        inputs = {
-            "z_BCHW": (TensorProto.FLOAT, ["B", self.config["in_channels"], "H", "W"]),
-            "timestep_B": (TensorProto.FLOAT, ["B"]),
-            "text_kv_BLK": (TensorProto.FLOAT, ["B", "L", text_width]),
-        }
+        inputs = self.inputs | {"text_kv_BLK": (TensorProto.FLOAT, ["B", "L", text_width])}
         return graph.finish(inputs, {"output_BCHW": (out, ["B", self.config["out_channels"], "H", "W"])})
 
-    def levels(self) -> list[Level]:
-        """One per resolution, from fine to coarse. What diffusers calls attention_head_dim is the number of heads."""
-        count = len(self.config["block_out_channels"])
+    def heads(self) -> list[int]:
+        """Of each resolution, from fine to coarse. What diffusers calls attention_head_dim is the number of heads."""
+        value = self.config.get("num_attention_heads") or self.config["attention_head_dim"]
+        return list(value) if isinstance(value, (list, tuple)) else [value] * len(self.config["block_out_channels"])
 
-        def spread(value: Any) -> list[int]:
-            return list(value) if isinstance(value, (list, tuple)) else [value] * count
+    def time_embedding(self) -> str:
+        """Of timestep, guidance and sizes, through the SiLU with which every block begins."""
+        config, width = self.config, self.config["block_out_channels"][0]
+        embedded = self.waves("timestep_B", width)
+        if config.get("time_cond_proj_dim") is not None:
+            self.inputs["guidance_BD"] = (TensorProto.FLOAT, ["B", config["time_cond_proj_dim"]])
+            told = self.graph.matmul("guidance_BD", "time_embedding.cond_proj.weight")
+            embedded = self.graph.add("Add", embedded, told)
+        time_BD = self.two_layers(embedded, "time_embedding")
+        if config.get("addition_embed_type") is not None:
+            time_BD = self.graph.add("Add", time_BD, self.two_layers(self.sizes(), "add_embedding"))
+        return self.graph.silu(time_BD)
 
-        heads = spread(self.config.get("num_attention_heads") or self.config["attention_head_dim"])
-        depth = spread(self.config.get("transformer_layers_per_block", 1))
-        attends = [kind.startswith("CrossAttn") for kind in self.config["down_block_types"]]
-        return [Level(*row) for row in zip(attends, heads, depth, strict=True)]
-
-    def time_embedding(self, timestep_B: str) -> str:
-        """Sinusoids through two linear layers, and through the SiLU with which every block begins."""
-        graph, half = self.graph, self.config["block_out_channels"][0] // 2
+    def waves(self, number: str, width: int) -> str:
+        """Numbers as sinusoids, (N,) -> (N, width)."""
+        graph, half = self.graph, width // 2
         exponent = np.arange(half, dtype=np.float32) / np.float32(half - self.config["freq_shift"])
         rates = np.exp(np.float32(-np.log(10000)) * exponent)[None]
-        angle_BD = graph.add("Mul", graph.reshape(timestep_B, -1, 1), graph.constant(rates))
-        waves = [graph.add("Sin", angle_BD), graph.add("Cos", angle_BD)]
-        embedded = graph.add("Concat", *(waves[::-1] if self.config["flip_sin_to_cos"] else waves), axis=-1)
-        hidden = graph.silu(graph.gemm(embedded, "time_embedding.linear_1"))
-        return graph.silu(graph.gemm(hidden, "time_embedding.linear_2"))
+        angle = graph.add("Mul", graph.reshape(number, -1, 1), graph.constant(rates))
+        waves = [graph.add("Sin", angle), graph.add("Cos", angle)]
+        return graph.add("Concat", *(waves[::-1] if self.config["flip_sin_to_cos"] else waves), axis=-1)
+
+    def sizes(self) -> str:
+        """The pooled text beside the six sizes, each as sinusoids."""
+        width = self.config["addition_time_embed_dim"]
+        pooled = self.graph.shapes["add_embedding.linear_1.weight"][1] - 6 * width
+        self.inputs["pooled_BD"] = (TensorProto.FLOAT, ["B", pooled])
+        self.inputs["time_ids_B6"] = (TensorProto.FLOAT, ["B", 6])
+        sizes = self.graph.reshape(self.waves("time_ids_B6", width), -1, 6 * width)
+        return self.graph.add("Concat", "pooled_BD", sizes, axis=-1)
+
+    def two_layers(self, x_BD: str, name: str) -> str:
+        """A linear layer, SiLU, and another."""
+        hidden = self.graph.silu(self.graph.gemm(x_BD, f"{name}.linear_1"))
+        return self.graph.gemm(hidden, f"{name}.linear_2")
 
     def split_text(self) -> int:
         """Cuts the input text_kv_BLK into every block's keys and values; returns its width."""
@@ -131,12 +153,12 @@ class _UNet:
 
     def down(self, x: str, skips: list[str]) -> str:
         """From fine to coarse; every intermediate result joins `skips`."""
-        levels = self.levels()
-        for index, level in enumerate(levels):
+        levels = self.heads()
+        for index, heads in enumerate(levels):
             block = f"down_blocks.{index}"
             for layer in range(self.config["layers_per_block"]):
                 x = self.residual(x, f"{block}.resnets.{layer}")
-                x = self.transformer(x, f"{block}.attentions.{layer}", level) if level.attends else x
+                x = self.transformer(x, f"{block}.attentions.{layer}", heads)
                 skips.append(x)
             if index + 1 < len(levels):
                 x = self.graph.conv(x, f"{block}.downsamplers.0.conv", stride=2)
@@ -144,18 +166,22 @@ class _UNet:
         return x
 
     def middle(self, x: str) -> str:
-        """Residual block, transformer, residual block at the coarsest resolution."""
-        x = self.transformer(self.residual(x, "mid_block.resnets.0"), "mid_block.attentions.0", self.levels()[-1])
-        return self.residual(x, "mid_block.resnets.1")
+        """Residual block, transformer, residual block at the coarsest resolution; SSD-1B has the first alone."""
+        layer = 0
+        while f"mid_block.resnets.{layer}.conv1.weight" in self.graph.shapes:
+            x = self.residual(x, f"mid_block.resnets.{layer}")
+            x = self.transformer(x, f"mid_block.attentions.{layer}", self.heads()[-1])
+            layer += 1
+        return x
 
     def up(self, x: str, skips: list[str]) -> str:
         """From coarse to fine, with the skips from the last to the first."""
-        levels = self.levels()[::-1]
-        for index, level in enumerate(levels):
+        levels = self.heads()[::-1]
+        for index, heads in enumerate(levels):
             block = f"up_blocks.{index}"
             for layer in range(self.config["layers_per_block"] + 1):
                 x = self.residual(self.graph.add("Concat", x, skips.pop(), axis=1), f"{block}.resnets.{layer}")
-                x = self.transformer(x, f"{block}.attentions.{layer}", level) if level.attends else x
+                x = self.transformer(x, f"{block}.attentions.{layer}", heads)
             if index + 1 < len(levels):
                 x = self.upsample(x, skips[-1], f"{block}.upsamplers.0.conv")
         return x
@@ -170,17 +196,23 @@ class _UNet:
         """A residual block with the timestep."""
         return self.graph.residual(x, name, groups=self.groups, eps=self.eps, temb_BD=self.temb_BD)
 
-    def transformer(self, x_BCHW: str, name: str, level: Level) -> str:
-        """Self-attention, attention to the text and feed-forward over the pixels as tokens, each added."""
+    def transformer(self, x_BCHW: str, name: str, heads: int) -> str:
+        """Self-attention, attention to the text and feed-forward over the pixels as tokens, each added; nothing where
+        the model has no such layers.
+        """
         graph = self.graph
+        if f"{name}.norm.weight" not in graph.shapes:
+            return x_BCHW
         normal_BCHW = graph.group_norm(x_BCHW, f"{name}.norm", groups=self.groups, eps=1e-6)
         x = self.project(graph.tokens(normal_BCHW), f"{name}.proj_in")
-        for index in range(level.depth):
+        for index in count():
             block = f"{name}.transformer_blocks.{index}"
+            if f"{block}.norm1.weight" not in graph.shapes:
+                break
             normal = graph.layer_norm(x, f"{block}.norm1")
-            x = graph.add("Add", self.attend(normal, f"{block}.attn1", level.heads), x)
+            x = graph.add("Add", self.attend(normal, f"{block}.attn1", heads), x)
             normal = graph.layer_norm(x, f"{block}.norm2")
-            x = graph.add("Add", self.attend(normal, f"{block}.attn2", level.heads), x)
+            x = graph.add("Add", self.attend(normal, f"{block}.attn2", heads), x)
             x = graph.add("Add", self.feed_forward(graph.layer_norm(x, f"{block}.norm3"), f"{block}.ff"), x)
         return graph.add("Add", graph.pixels(self.project(x, f"{name}.proj_out"), x_BCHW), x_BCHW)
 
