@@ -131,7 +131,7 @@ def test_the_one_whose_use_is_longest_ago_leaves_and_none_in_use(made):
     asyncio.run(made.unload())
     assert loaded() == set() and made.first.pipe is not None
     made.budget = made.first.size + 1
-    with pytest.raises(RequestError, match="more --memory"):
+    with pytest.raises(RequestError, match="more --models-memory"):
         asyncio.run(ask("quick"))
 
 

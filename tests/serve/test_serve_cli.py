@@ -11,7 +11,7 @@ from fewstep.cli.main import main
         (["--port", "0"], "port 0"),
         (["--queue", "0"], "queue 0"),
         (["--patience", "0"], "--patience is 0"),
-        (["--memory", "nan"], "--memory is nan"),
+        (["--models-memory", "nan"], "--models-memory is nan"),
         (["--history-limit", "-1"], "--history-limit is -1"),
         (["--grace", "-1"], "--grace is -1"),
         (["--workers", "0"], "--workers is '0'"),

@@ -32,7 +32,7 @@ def register(subparsers: Any) -> None:
     add = parser.add_argument_group("models").add_argument
     add("--models", type=Path, metavar="FOLDER", help="more models, loaded when a client names one")
     add(
-        "--memory",
+        "--models-memory",
         type=float,
         metavar="GB",
         help="for all loaded models; chosen by what is free if absent; a worker keeps two models, whatever they take",
@@ -110,7 +110,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise RequestError(
             f"port {arguments.port} or queue {arguments.queue} is out of range (1 to 65535; at least 1)."
         )
-    for name in ("patience", "memory", "history_limit"):
+    for name in ("patience", "models_memory", "history_limit"):
         if (number := getattr(arguments, name)) is not None and not 0 < number < 1e9:
             raise RequestError(f"--{name.replace('_', '-')} is {number:g}, but it must be above 0.")
     if not 0 <= arguments.grace < 1e9:
@@ -141,7 +141,7 @@ def _studio(arguments: argparse.Namespace) -> Studio:
     def first() -> Pipeline:
         return load_pipeline(**loading_asked(arguments, None), weights=not away)
 
-    budget = None if arguments.memory is None else int(arguments.memory * 1e9)
+    budget = None if arguments.models_memory is None else int(arguments.models_memory * 1e9)
     found = first()
     models = Models(found, arguments.models, load=load, again=first, budget=sys.maxsize if away else budget)
     folder, limit = arguments.history, int(arguments.history_limit * 1e9)

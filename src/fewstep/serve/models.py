@@ -196,7 +196,7 @@ class Models:
             need, have = (f"{size / 1e9:.3g} GB" for size in (needed, self.budget))
             who = "and the first one take" if self.again is None else "takes"
             text = f"The model '{entry.name}' {who} {need}, but models may take {have}."
-            raise RequestError(f"{text} Start the server with more --memory.")
+            raise RequestError(f"{text} Start the server with more --models-memory.")
         until = time.monotonic() + self.wait_s
         while not self._made_room(entry):
             if time.monotonic() > until:
