@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("onnx")
 
 import fewstep
+from fewstep.backends.onnx_session import session_options
 from fewstep.cli.main import main
 from fewstep.errors import CheckpointError, OutputError
 from fewstep.export import runtime, web
@@ -82,7 +83,7 @@ def session(page, graph, folder):
     half.astype(np.float32).tofile(folder / "weights")
     target = folder / f"{graph}.onnx"
     target.write_bytes((page / manifest(page)["graphs"][graph]).read_bytes())
-    return ort.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(target), session_options(ort), providers=["CPUExecutionProvider"])
 
 
 def test_its_networks_are_those_of_the_pipeline_with_the_lora_merged(page, tmp_path):
