@@ -64,6 +64,11 @@ def size_of(model):
     }
 
 
+def alike(one, other):
+    """But for rounding: a copy of weights may lie otherwise in memory, and be summed in another order."""
+    return np.abs(one - other).max() <= 1
+
+
 def drawn(model, **asked):
     return np.asarray(Pipeline(model)(**{**ASKED, **asked}), int)
 
@@ -73,7 +78,7 @@ def test_every_plan_paints_the_same_picture(kind):
     expected = np.asarray(Pipeline(tiny_model(kind))(**ASKED), int)
     for plan in LADDER:
         model = under(plan.name, kind)[0]
-        assert np.array_equal(drawn(model), expected), plan.name
+        assert alike(drawn(model), expected), plan.name
 
 
 def test_parts_take_turns():
@@ -112,8 +117,9 @@ def test_eight_bits_round_a_little_and_take_half_or_less():
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory):
     path = tmp_path_factory.mktemp("placed") / "ink.safetensors"
-    down, up = torch.full((4, 32, 3, 3), 0.1), torch.full((32, 4, 1, 1), 0.1)
-    write_lora(path, {"mid_block.resnets.0.conv1": (down, up)}, alpha=4.0)
+    generator = torch.Generator().manual_seed(0)
+    down, up = (torch.randn(shape, generator=generator) for shape in ((4, 32, 3, 3), (4, 4, 1, 1)))
+    write_lora(path, {"conv_out": (down, up)}, alpha=4.0)
     return path
 
 
@@ -123,12 +129,12 @@ def test_loras_come_and_go_under_a_plan(plan, lora):
     without = np.asarray(plain(**ASKED), int)
     plain.set_loras(lora)
     expected = np.asarray(plain(**ASKED), int)
-    assert not np.array_equal(without, expected)
+    assert not alike(without, expected)
     model = under(plan)[0]
     pipe = Pipeline(model)
     for loras, wanted in ((None, without), (lora, expected), (None, without), (lora, expected)):
         pipe.set_loras(loras)
-        assert np.array_equal(np.asarray(pipe(**ASKED), int), wanted)
+        assert alike(np.asarray(pipe(**ASKED), int), wanted)
 
 
 def test_a_lora_is_merged_into_eight_bits_and_taken_out(lora):
@@ -136,7 +142,7 @@ def test_a_lora_is_merged_into_eight_bits_and_taken_out(lora):
     pipe = Pipeline(model)
     before = np.asarray(pipe(**ASKED), int)
     pipe.set_loras(lora)
-    assert not np.array_equal(np.asarray(pipe(**ASKED), int), before)
+    assert not alike(np.asarray(pipe(**ASKED), int), before)
     pipe.set_loras(None)
     assert np.array_equal(np.asarray(pipe(**ASKED), int), before)
 
@@ -165,7 +171,7 @@ def test_out_of_memory_takes_a_smaller_plan_and_the_picture_is_the_same(part, ti
         module = model.unet if part == "unet" else model.text.encoders[0]
         module.forward = Full(module.forward, times)
     found = Placement(model, LADDER[0], "asked for")
-    assert np.array_equal(drawn(model), expected)
+    assert alike(drawn(model), expected)
     assert found.plan is LADDER[times]
     assert [note for note in model.notes if note.startswith("out of memory with the plan full: went on with high")]
 
