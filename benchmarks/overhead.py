@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from contestants import Job, embedded_model, pipeline
+from contestants import Job, loaded, pipeline
 from race import by_turns, figure, keep, race
 
 import fewstep
