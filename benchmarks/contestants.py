@@ -85,21 +85,25 @@ def autoencoder_of(job: Job) -> str:
 
 def ours(back_end: str | None, job: Job) -> Paint:
     """fewstep by one back end, or (None) by the one that `load` takes unasked."""
+    return partial(paint_ours, loaded(back_end, job), job.seed)
+
+
+def loaded(back_end: str | None, job: Job) -> Any:
+    """The pipeline; raises Absent where this back end is not to be had."""
     chosen = "backend" in inspect.signature(fewstep.load).parameters
     if back_end not in (None, "eager") and not chosen:
         raise Absent("this fewstep.load() has no backend=.")
     if job.device != "cpu" and back_end not in (None, *ON_DEVICE):
         raise Absent(f"it runs on the CPU, and the race is on {job.device}.")
     job.check_memory(1.3 if back_end in (None, "eager", "compiled") else 2.2)
-    how: dict[str, Any] = {"backend": back_end} if back_end and chosen else {}
     model, lora = (job.model, job.lora) if back_end is None else (job.folder, job.lora_file)
-    if model is not None:
+    how: dict[str, Any] = {"backend": back_end} if back_end and chosen else {}
+    if model is not None and (chosen or job.device != "cpu"):  # without backend=, a folder and no device mean PyTorch
         how |= {"device": job.device, "dtype": job.dtype}
     try:
-        pipe = fewstep.load(model, lora=lora, **how)
+        return fewstep.load(model, lora=lora, **how)
     except (fewstep.FewstepError, ImportError) as error:
         raise Absent(first_sentence(error)) from None
-    return partial(paint_ours, pipe, job.seed)
 
 
 def paint_ours(pipe: Any, seed: int, prompt: str, steps: int, count: int) -> list[Image.Image]:

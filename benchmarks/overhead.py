@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from contestants import Job, embedded_model, pipeline
+from contestants import Job, loaded, pipeline
 from race import by_turns, figure, keep, race
 
 import fewstep
@@ -33,11 +33,7 @@ Draw = Callable[[], Any]
 
 def pipes() -> dict[str, Any]:
     """fewstep on numpy arrays and on torch tensors, networks taken out, and diffusers' pipeline likewise."""
-    light, torched, other = (
-        fewstep.load(),
-        fewstep.load(embedded_model(), device="cpu"),
-        pipeline(Job(None), fused=True),
-    )
+    light, torched, other = fewstep.load(), loaded("eager", Job(None)), pipeline(Job(None), fused=True)
     light.model.unet = lambda z_BCHW, timestep_B, text: z_BCHW
     for unet in (torched.model.unet, other.unet):
         unet.forward = lambda z_BCHW, *_, **__: (z_BCHW,)

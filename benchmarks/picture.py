@@ -93,7 +93,7 @@ def agreement(contestants: Mapping[str, Paint], steps: int, tolerance: float) ->
     for name, apart in found.items():
         apart["agrees"] = apart["mean"] <= tolerance
         words = "agrees" if apart["agrees"] else "DIFFERS"
-        print(f"{steps} steps: {name} {words}: mean difference {apart['mean']}, largest {apart['largest']:g} of 255")
+        print(f"steps {steps}: {name} {words}: mean difference {apart['mean']}, largest {apart['largest']:g} of 255")
     return found
 
 
