@@ -33,9 +33,9 @@ def test_a_certificate_is_kept_until_it_lacks_a_name_or_ends(tmp_path, monkeypat
         own_certificate(NAMES, tmp_path / "file")
 
 
-def test_clients_that_trust_it_come_in_by_https(null, tmp_path, monkeypatch):
+def test_clients_that_trust_it_come_in_by_https(other, tmp_path, monkeypatch):
     file = own_certificate(NAMES, tmp_path).file
-    with running(null, how={"ssl_certfile": file}, key="a long key") as port:
+    with running(other, how={"ssl_certfile": file}, key="a long key") as port:
         trusting = ssl.create_default_context(cafile=file)
         assert httpx.get(f"https://127.0.0.1:{port}/healthz", verify=trusting).status_code == 200
         with pytest.raises(httpx.ConnectError):
@@ -82,9 +82,9 @@ def test_this_machines_addresses_are_no_loopback():
     assert not {"127.0.0.1", "::1"} & {one for kind in share.EVERYWHERE for one in share.lan_addresses(kind)}
 
 
-def test_an_invitation_lets_one_device_in(null):
+def test_an_invitation_lets_one_device_in(other):
     place = "https://10.0.0.5:7860"
-    with running(null, key=["one key", "another key"], address=place) as port:
+    with running(other, key=["one key", "another key"], address=place) as port:
         home = f"http://127.0.0.1:{port}"
         assert httpx.post(f"{home}/api/v1/share", json={}).status_code == 401
         mine = {"authorization": "Bearer another key"}
@@ -116,7 +116,7 @@ def test_who_listens_alone_shares_nothing(http):
     assert answer.status_code == 409 and "--host" in answer.json()["detail"]
 
 
-def test_without_a_key_the_address_is_shared_as_it_is(null):
-    with running(null, address="http://10.0.0.5:7860") as port:
+def test_without_a_key_the_address_is_shared_as_it_is(other):
+    with running(other, address="http://10.0.0.5:7860") as port:
         shared = httpx.post(f"http://127.0.0.1:{port}/api/v1/share", json={}).json()
     assert shared["address"] == "http://10.0.0.5:7860/" and shared["seconds"] is None
