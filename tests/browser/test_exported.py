@@ -172,6 +172,7 @@ def test_without_a_service_worker_it_draws_with_one_thread(watched, site):
     one = watched(site, service_workers="block")
     page = one.open()
     assert page.inner_text("#engine") == "WebAssembly, 1 thread"
+    assert one.said.pop() == "Service Worker registration blocked by Playwright"
     one.check()
 
 
