@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from race import cores
+from race import threads
 from weights import made
 
 Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]
@@ -31,9 +31,13 @@ def onnx_by_hand(job: Any) -> Any:
 
     def load(path: Path) -> Run:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = cores()
+        options.intra_op_num_threads = threads()
         options.log_severity_level = 3
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except RuntimeError:  # fewstep has made the process' one pool of as many threads, which all must share
+            options.use_per_session_threads = False
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return lambda inputs: session.run(None, dict(inputs))[0]
 
     return lean(job, load)
@@ -45,7 +49,7 @@ def openvino_by_hand(job: Any) -> Any:
     import openvino as ov
 
     core = ov.Core()
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cores()}
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads()}
 
     def load(path: Path) -> Run:
         request = core.compile_model(core.read_model(path), "CPU", settings).create_infer_request()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from race import cores
+from race import threads
 from weights import cache, full_vae, made, seeded
 
 
@@ -32,7 +32,7 @@ def stable_diffusion_cpp(job: Any) -> Any:
 
     vae = job.folder / "vae" / "diffusion_pytorch_model.safetensors"
     tiny = {"taesd_path": str(vae)} if "tiny" in job.folder.name else {}
-    model = StableDiffusion(model_path=str(one_file(job)), n_threads=cores(), wtype="f32", verbose=False, **tiny)
+    model = StableDiffusion(model_path=str(one_file(job)), n_threads=threads(), wtype="f32", verbose=False, **tiny)
     return partial(paint, model, job.seed)
 
 

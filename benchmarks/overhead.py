@@ -11,7 +11,6 @@ decoder do nothing either. A step's share is the slope between the fewest and th
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -123,7 +122,6 @@ def main() -> None:
     if len(loops) > 1:
         facts["step_ms"] = {name: slope(loops, name) for name in LIBRARIES.values()}
         print(f"\na step, ms: {facts['step_ms']}")
-    facts["loop_ms"] = statistics.median(one["results"][LIBRARIES["onnx"]]["median_ms"] for one in loops)
     keep({"benchmark": "overhead", "races": loops + pictures} | facts)
 
 

@@ -159,6 +159,7 @@ def conditions() -> dict[str, Any]:
         "command": command(sys.argv),
         "processor": processor(),
         "cores": cores(),
+        "threads": threads(),
         "memory_gb": memory_gb("MemTotal"),
         "gpu": gpu(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -200,6 +201,12 @@ def processor() -> str:
 def cores() -> int:
     """Those this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads() -> int:
+    """As many as torch takes: a core each, or fewer where OMP_NUM_THREADS says so."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), int(asked)) if asked.isdecimal() else cores()
 
 
 def memory_gb(kind: str = "MemAvailable") -> float | None:

@@ -119,7 +119,9 @@ def conditions_text(document: Mapping[str, Any]) -> str:
     """Where, when and how."""
     met = document["conditions"]
     libraries = ", ".join(f"{name} {version}" for name, version in met["versions"].items())
-    machine = f"{met['gpu'] or met['processor']}, {met['cores']} cores, {met['memory_gb']:g} GB"
+    machine = (
+        f"{met['gpu'] or met['processor']}, {met['cores']} cores, {met['threads']} threads, {met['memory_gb']:g} GB"
+    )
     facts = [f"`{met['command']}`", machine, libraries, f"commit {met['commit']}", met["date"]]
     if "autoencoder" in document:
         facts.append(f"everybody's autoencoder: {document['autoencoder']}")

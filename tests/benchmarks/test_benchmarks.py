@@ -28,7 +28,14 @@ def document(ratio=4.5, **facts):
         "steps": 4,
         "batch": 1,
     }
-    met = {"processor": "a processor", "gpu": None, "cores": 2, "memory_gb": 8.0, "versions": {"torch": "2"}}
+    met = {
+        "processor": "a processor",
+        "gpu": None,
+        "cores": 2,
+        "threads": 2,
+        "memory_gb": 8.0,
+        "versions": {"torch": "2"},
+    }
     met |= {"command": "python benchmarks/picture.py", "commit": "abc", "date": "2026-01-01", "others_busy": 0.0}
     return {"benchmark": "picture", "case": "pictogram", "races": [race], "skipped": {}, "conditions": met} | facts
 
