@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("onnx")
 
@@ -13,15 +14,13 @@ from fewstep.backends.onnx import OnnxDenoiser
 from fewstep.backends.onnx_model import OnnxModel, open_onnx
 from fewstep.checkpoints.complete import describe_model
 from fewstep.checkpoints.load import load_model, load_stored
-from fewstep.checkpoints.lora import write_lora
 from fewstep.checkpoints.save_single import save_single
 from fewstep.errors import GraphError
 from tests.tiny import KINDS, tiny_folder, tiny_model, tiny_unet
 
 SLOW = pytest.mark.slow
-#: OpenVINO takes some two seconds to compile a tiny UNet, so by default it meets two families.
-PAIRS = [("onnx", kind) for kind in KINDS]
-PAIRS += [("openvino", kind) if kind == "sdxl" else pytest.param("openvino", kind, marks=SLOW) for kind in KINDS]
+#: OpenVINO takes some two seconds to compile a tiny UNet.
+PAIRS = [("onnx", kind) for kind in KINDS] + [pytest.param("openvino", kind, marks=SLOW) for kind in KINDS]
 
 
 def close(found, wanted, tolerance=1e-4):
@@ -55,8 +54,7 @@ def test_prompts_are_read_as_by_torch(kind):
             close(found.pooled_BD, wanted.pooled_BD)
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("kind", "dtype"), [("sdxl", "float32"), ("sd15", "bfloat16"), ("sd2", "fp16")])
 def test_single_files_in_either_number_format(tmp_path, kind, dtype):
     stored = load_stored(tiny_folder(kind))
     path = save_single(stored, tmp_path / "model.safetensors", dtype=dtype)
@@ -69,13 +67,15 @@ def test_single_files_in_either_number_format(tmp_path, kind, dtype):
 
 
 def test_a_lora_of_both_text_encoders_and_the_unet(tmp_path):
-    down, up = torch.full((2, 32), 0.05), torch.full((32, 2), 0.05)
-    names = ("encoder.layers.2.mlp.fc2", "encoder.layers.1.self_attn.q_proj")
-    layers = {"mid_block.attentions.0.proj_in": (down, up)}
-    for part, module in (("text_encoder", names[0]), ("text_encoder", names[1]), ("text_encoder_2", names[1])):
-        wide = (torch.full((2, 64), 0.05), up) if "fc2" in module else (down, up)
-        layers[f"{part}.{module}"] = wide
-    write_lora(tmp_path / "ink.safetensors", layers, alpha=2.0)
+    modules = {
+        "unet_mid_block_attentions_0_proj_in": 32,
+        "te1_text_model_encoder_layers_2_mlp_fc2": 64,
+        "te1_text_model_encoder_layers_1_self_attn_q_proj": 32,
+        "te2_text_model_encoder_layers_1_self_attn_q_proj": 32,
+    }
+    tensors = {f"lora_{name}.lora_down.weight": torch.full((2, width), 0.05) for name, width in modules.items()}
+    tensors |= {f"lora_{name}.lora_up.weight": torch.full((32, 2), 0.5) for name in modules}
+    save_file(tensors, tmp_path / "ink.safetensors")
     pipes = [fewstep.load(tiny_folder("sdxl"), device="cpu", backend=name) for name in ("eager", "onnx")]
     shown = []
     for pipe in pipes:

@@ -17,6 +17,7 @@ from fewstep.export.onnx import export_graphs
 from tests.test_runners import CASES
 from tests.tiny import tiny_folder
 
+DEFAULT = "guided, two"
 ASKED = {"prompt": "a cat", "steps": 2, "seed": 5}
 
 
@@ -37,7 +38,7 @@ def pixels(pipe, **asked):
     return np.stack([np.asarray(one, int) for one in (shown if isinstance(shown, list) else [shown])])
 
 
-@pytest.mark.parametrize("name", ["guided, two", *(pytest.param(n, marks=pytest.mark.slow) for n in CASES)])
+@pytest.mark.parametrize("name", [DEFAULT, *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != DEFAULT)])
 def test_the_pictures_of_torch(folder, pipe, name):
     asked = {key: value for key, value in CASES[name].items() if key != "prompt"} | {"width": 72, "height": 64}
     wanted = pixels(fewstep.load(folder, device="cpu", backend="eager"), **asked)

@@ -69,10 +69,11 @@ def test_the_embedded_model_by_onnx_runtime_too():
         back = question(painter, asked("a red apple", seed=3, blend=4)).denoiser
         expected = slerp(there.text.text_BLD, started, 0.25)
         assert np.allclose(back.text.text_BLD, expected, atol=1e-5)
-        assert np.allclose(back.text_kv_BLK, own.model.text_kv(back.text), atol=1e-5)
+        wanted = own.model.conditions(back.text)["text_kv_BLK"]
+        assert np.allclose(back.told["text_kv_BLK"], wanted, atol=1e-5)
         aside = question(painter, asked("a red apple", seed=3, guidance=2, guidance_mode="residual"))
         z0, plain = own.runner.encode(np.asarray(START)[None]), there.joined([back])
-        plain.text_kv_BLK = own.model.text_kv(aside.denoiser.terms[0][0].text)
+        plain.told = own.model.conditions(aside.denoiser.terms[0][0].text)
         asks = [
             Ask(None, aside),
             Ask(None, question(painter, asked("a red apple", guidance=3, guidance_mode="residual"))),

@@ -47,6 +47,7 @@ def test_nothing_of_the_users_is_overwritten(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     how = ["export", str(tiny_folder("pictogram")), "--to", "onnx", "-o", str(tmp_path), "-q"]
     assert main(how) == 2 and "--force" in capsys.readouterr().err
+    assert main([*how[:-2], str(tmp_path / "new"), "-q", "--int8"]) == 2 and "--to openvino" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert main([*how, "--force"]) == 0
     assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "unet.onnx.data").stat().st_size > 100_000

@@ -123,6 +123,8 @@ def _joined(conditions: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndar
 def _rows(conditions: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     """As they are, or one row for all items."""
     found = len(conditions["text_kv_BLK"])
-    if found not in (1, count):
+    if found == count:
+        return dict(conditions)
+    if found != 1:
         raise ValueError(f"{found} prompts for {count} items")
-    return {name: np.repeat(rows, count // found, axis=0) for name, rows in conditions.items()}
+    return {name: np.repeat(rows, count, axis=0) for name, rows in conditions.items()}

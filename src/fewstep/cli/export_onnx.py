@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.options import check_new, model_options
+from fewstep.errors import RequestError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes the folder; returns the exit code."""
     from fewstep.export.standalone import onnx_files
 
+    if arguments.int8:
+        raise RequestError("--int8 is written for OpenVINO alone. Use --to openvino, or leave it out.")
     return export(arguments, onnx_files)
 
 
