@@ -63,7 +63,7 @@ def test_another_machine_or_version_has_to_measure_anew(monkeypatch):
 @pytest.mark.parametrize(
     ("backend", "how", "error", "match"),
     [
-        ("tensorrt", {}, RequestError, "no back end called 'tensorrt'. Use auto, eager, onnx"),
+        ("teletype", {}, RequestError, "no back end called 'teletype'. Use auto, eager, compiled"),
         ("onnx", {"device": "cuda"}, DeviceError, "runs on the CPU, and cuda"),
         ("onnx", {"dtype": "bf16"}, DeviceError, "computes in float32, and bfloat16"),
     ],

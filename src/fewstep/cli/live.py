@@ -116,7 +116,7 @@ def _served(arguments: argparse.Namespace) -> Iterator[str]:
     door = Door(application(Studio(fewstep.load(**loading_asked(arguments, None)))))
     with socket.socket(proto=socket.IPPROTO_TCP) as listening:  # else asyncio leaves Nagle on
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(door, log_level="warning", **SOCKETS))
+        server = uvicorn.Server(uvicorn.Config(door, log_config=None, log_level="warning", **SOCKETS))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         until = time.monotonic() + START_S

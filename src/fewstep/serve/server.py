@@ -22,7 +22,8 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: App, studio: Studio, *, grace_s: float, **how: Any) -> None:
-        config = uvicorn.Config(app, log_level="warning", server_header=False, access_log=False, **SOCKETS, **how)
+        quiet = {"log_config": None, "log_level": "warning", "access_log": False, "server_header": False}
+        config = uvicorn.Config(app, **quiet, **SOCKETS, **how)
         config.timeout_graceful_shutdown = SOCKETS_S
         super().__init__(config)
         self.studio, self.grace_s = studio, grace_s
