@@ -56,7 +56,7 @@ def test_a_damaged_record_is_no_record(cache, text):
 def test_another_machine_or_version_has_to_measure_anew(monkeypatch):
     found = describe_model(tiny_folder("pictogram"))
     assert remember(found, {"onnx": 20.0}) == recall(found) == Measured({"onnx": 20.0}, recall(found).date)
-    monkeypatch.setattr("fewstep.backends.measured.processor", lambda: "another")
+    monkeypatch.setattr("fewstep.backends.measured.chip", lambda: "another")
     assert recall(found) is None
 
 

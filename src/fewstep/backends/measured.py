@@ -90,11 +90,11 @@ def _stored() -> dict[str, Any]:
 def _key(found: Description) -> str:
     """Of the machine, the versions and the networks' configs: not of the weights, which cost the same time."""
     configs = {part: config for part, config in found.configs.items() if part not in ("model_index", "scheduler")}
-    facts = [processor(), thread_count(), [_version(name) for name in PACKAGES], configs]
+    facts = [chip(), thread_count(), [_version(name) for name in PACKAGES], configs]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def processor() -> str:
+def chip() -> str:
     """The processor's name, with what it can multiply where Linux says so."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []

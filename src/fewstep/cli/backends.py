@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def measure(path: str | None, *, as_json: bool, **parts: Any) -> int:
     """Measures, remembers, says; returns the exit code."""
     from fewstep.backends.choice import BACKENDS
-    from fewstep.backends.measured import processor, remember
+    from fewstep.backends.measured import chip, remember
     from fewstep.checkpoints.complete import describe_model
     from fewstep.evaluate.speed import STEPS, speeds
 
@@ -25,7 +25,7 @@ def measure(path: str | None, *, as_json: bool, **parts: Any) -> int:
         rows += speeds(path, [name], **parts)
     measured = remember(found, {row.backend: row.ms for row in rows if row.ms is not None})
     if as_json:
-        facts = {"model": found.name, "processor": processor(), "steps": STEPS, "best": measured.best}
+        facts = {"model": found.name, "processor": chip(), "steps": STEPS, "best": measured.best}
         rows_json = [dataclasses.asdict(row) for row in rows]
         print(json.dumps(facts | {"date": measured.date, "backends": rows_json}, indent=2, ensure_ascii=False))
         return 0

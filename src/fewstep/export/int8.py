@@ -16,7 +16,6 @@ os.environ.setdefault("NNCF_CI", "1")  # or it would report its use to its maker
 import nncf
 import numpy as np
 
-from fewstep.pipeline import Pipeline
 from fewstep.request import Request
 
 NETWORKS = ("unet", "vae_decoder")
@@ -46,8 +45,10 @@ class _Watched:
         return getattr(self.sessions, name)
 
 
-def trajectories(pipe: Pipeline, prompts: Sequence[str] = PROMPTS) -> dict[str, list[Inputs]]:
-    """What UNet and decoder are given while these prompts are painted as the model wants to be sampled."""
+def trajectories(pipe: Any, prompts: Sequence[str] = PROMPTS) -> dict[str, list[Inputs]]:
+    """What UNet and decoder are given while these prompts are painted as the model wants to be sampled, by a
+    pipeline of graphs.
+    """
     watched = pipe.model.sessions = _Watched(pipe.model.sessions)
     try:
         for seed, prompt in enumerate(prompts):

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 _LIBRARY = {"onnx": "onnxruntime", "openvino": "openvino"}
-_RUN = {
-    "onnx": 'onnxruntime.InferenceSession(f"{name}.onnx").run([out], given)[0]',
-    "openvino": 'openvino.Core().compile_model(f"{name}.xml", "CPU")(given)[out]',
+_LOAD = {
+    "onnx": 'onnxruntime.InferenceSession(f"{name}.onnx")',
+    "openvino": 'openvino.Core().compile_model(f"{name}.xml", "CPU")',
 }
+_RUN = {"onnx": "load(name).run([out], given)[0]", "openvino": "load(name)(given)[out]"}
 _PROGRAM = """\
-import json, numpy as np, {library}, PIL.Image
+import functools, json, numpy as np, {library}, PIL.Image
+
+load = functools.cache(lambda name: {load})
 
 def run(name, out, **given):
     return {run}
@@ -58,6 +61,7 @@ def program(facts: Mapping[str, Any]) -> str:
     """Paints the example in the folder that it is run in, with numpy, Pillow and the runtime alone."""
     return _PROGRAM.format(
         library=_LIBRARY[facts["format"]],
+        load=_LOAD[facts["format"]],
         run=_RUN[facts["format"]],
         pooled=_POOLED if "text_encoder_2" in facts["tokens"] else "",
         side=facts["size_px"] // 8,

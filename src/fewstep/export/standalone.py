@@ -41,6 +41,11 @@ def open_exported(path: str | Path | None, *, lora: Sequence[tuple[str, float]] 
     return Pipeline(model, own_loras(path) if lora is None else list(lora))
 
 
+def _model(pipe: Pipeline) -> OnnxModel:
+    assert isinstance(pipe.model, OnnxModel)
+    return pipe.model
+
+
 def write_folder(pipe: Pipeline, out: Path, kind: str, files: Callable[[Pipeline, Path], None]) -> dict[str, Any]:
     """Everything into a folder beside `out` and then into place; returns what `--json` says.
 
@@ -53,10 +58,10 @@ def write_folder(pipe: Pipeline, out: Path, kind: str, files: Callable[[Pipeline
     try:
         part.chmod(0o755)
         files(pipe, part)
-        _write_tokenizers(pipe.model, part)
+        _write_tokenizers(_model(pipe), part)
         facts = _facts(pipe, kind)
         (part / "model.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        (part / "README.md").write_text(readme(facts, list(pipe.model.sessions.wanted)), encoding="utf-8")
+        (part / "README.md").write_text(readme(facts, list(_model(pipe).sessions.wanted)), encoding="utf-8")
         written = {
             str(path.relative_to(part)): path.stat().st_size for path in sorted(part.rglob("*")) if path.is_file()
         }
@@ -81,7 +86,7 @@ def onnx_files(pipe: Pipeline, folder: Path) -> None:
     """`<graph>.onnx` with its weights in `<graph>.onnx.data`; one graph's weights in memory at a time."""
     import onnx
 
-    sessions = pipe.model.sessions
+    sessions = _model(pipe).sessions
     for name in sessions.wanted:
         model = onnx.load(sessions.graphs / f"{name}.onnx", load_external_data=False)
         weights, end = sessions.merged_weights(name), 0
@@ -108,7 +113,7 @@ def openvino_files(pipe: Pipeline, folder: Path, *, int8: bool = False) -> None:
 
     from fewstep.backends.openvino_session import read_network
 
-    sessions = pipe.model.sessions
+    sessions = _model(pipe).sessions
     seen = _calibration(pipe) if int8 else {}
     for name in sessions.wanted:
         network = read_network(sessions.graphs / f"{name}.onnx", sessions.merged_weights(name))
@@ -138,7 +143,7 @@ def _facts(pipe: Pipeline, kind: str) -> dict[str, Any]:
     """How the model is sampled, with numbers: z0 = z x `z` + output x `output`, the next z = z0 x `keep` + noise x
     `add`, where the noise is new, or for other samplers than LCM (z - z0 x `alpha`) / `sigma`.
     """
-    model, plan = pipe.model, pipe.plan(Request(EXAMPLE))
+    model, plan = _model(pipe), pipe.plan(Request(EXAMPLE))
     abar, rows = model.schedule.alphas_cumprod, []
     one = np.ones((1, 1), np.float32)
     for index, t in enumerate(plan.timesteps):
