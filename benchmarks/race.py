@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def conditions() -> dict[str, Any]:
     """Machine, versions, date, commit, command: what a figure is worth nothing without."""
     return {
         "date": date.today().isoformat(),
-        "commit": commit(),
+        "commit": _COMMIT,
         "command": command(sys.argv),
         "processor": processor(),
         "cores": cores(),
@@ -179,14 +180,17 @@ def commit() -> str:
     return found.stdout.strip() + ("+" if changed.returncode else "")
 
 
+_COMMIT = commit()
+
+
 def command(argv: Sequence[str]) -> str:
     """What was typed, without this machine's folders.
 
-    >>> command(["/somewhere/benchmarks/users.py", "--model", "/models/ink"])
-    'python benchmarks/users.py --model ink'
+    >>> command(["/somewhere/benchmarks/users.py", "--model", "/models/ink", "two words"])
+    "python benchmarks/users.py --model ink 'two words'"
     """
     words = [Path(word).name if Path(word).is_absolute() else word for word in argv[1:]]
-    return " ".join(["python", f"benchmarks/{Path(argv[0]).name}", *words])
+    return shlex.join(["python", f"benchmarks/{Path(argv[0]).name}", *words])
 
 
 def processor() -> str:

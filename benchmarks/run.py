@@ -78,9 +78,17 @@ BENCHMARKS = (
         ("lora_merge-file", "lora_merge-fuse", "lora_merge-weight"),
     ),
     Benchmark("distill_step", "distill_step.py", "--rounds 3", "--rounds 1 --batch 1 --size 64", "P7"),
-    Benchmark("users", "users.py", "--seconds 4", "--seconds 1 --rounds 1 --users 2 --steps 1", "P10"),
-    Benchmark("users-cuda", "users.py", "--model sd15 --device cuda", "", "P10"),
-    Benchmark("gpu", "gpu.py", "", "--device cpu --small --steps 1 --batches 1 --rounds 1", "P8, P9"),
+    Benchmark("users", "users.py", "--seconds 4", "--seconds 3 --rounds 1 --users 2 --steps 1", "P10"),
+    Benchmark(
+        "users-cuda", "users.py", "--model sd15 --device cuda", "--device cuda --seconds 3 --rounds 1 --steps 1", "P10"
+    ),
+    Benchmark(
+        "gpu",
+        "gpu.py",
+        "",
+        "--device cpu --small --steps 1 --batches 1 --rounds 1 --contestants 'fewstep eager' diffusers",
+        "P8, P9",
+    ),
     Benchmark("web", "web.py", "", "", "P11"),
     Benchmark("live_transport", "live_transport.py", "--seconds 5", "--seconds 1 --size 64"),
     Benchmark("live_overhead", "live_overhead.py", "--rounds 100", "--rounds 3 --size 64"),
