@@ -317,10 +317,9 @@ class Pipeline:
         """Latents as pictures with their settings; `first` is the number of the first in its plan, `runner` whose
         autoencoder it takes.
         """
-        tiny = (plan.hires or plan).tiny
-        pixels_BHWC = (
-            second.preview(runner, z_BCHW) if preview else second.decode(runner, z_BCHW, plan.request.tile, tiny=tiny)
-        )
+        own = plan if plan.hires is None or runner is self.runner else plan.hires
+        how = {"tile": plan.request.tile, "tiny": own.tiny}
+        pixels_BHWC = second.preview(runner, z_BCHW) if preview else second.decode(runner, z_BCHW, **how)
         images = [Image.fromarray(pixels_HWC) for pixels_HWC in pixels_BHWC]
         if plan.image is not None and plan.mask is not None:
             images = [paste_back(image, plan.image, plan.mask) for image in images]
@@ -376,9 +375,7 @@ def load(
     weights: bool = True,
     **parts: Any,
 ) -> Pipeline:
-    """See `fewstep.load`; `parts` are its base, vae, tiny_vae and prediction. Without `weights` it plans, and cannot
-    paint.
-    """
+    """See `fewstep.load`; `parts` are its base, vae, tiny_vae and prediction. Without `weights` it only plans."""
     lora_pairs(lora)
     how = {"device": device, "dtype": dtype, "backend": backend, "memory": memory, "memory_limit": memory_limit}
     by_torch = bool(_sources(embeddings))
@@ -388,9 +385,8 @@ def load(
     asked = {"path": path, **how, "lora_folder": lora_folder, **parts}
     asked |= {"lora": None if lora is None else [(str(one), weight) for one, weight in lora_pairs(lora)]}
     asked |= {"embeddings": [str(one) for one in _sources(embeddings)]}
-    pipe.source = {
-        name: str(one) if isinstance(one, Path) else one for name, one in asked.items() if one and one != "auto"
-    }
+    said = {name: one for name, one in asked.items() if one and one != "auto"}
+    pipe.source = {name: str(one) if isinstance(one, Path) else one for name, one in said.items()}
     if lora is False or lora == []:
         pipe.source["lora"] = []
     return pipe

@@ -283,6 +283,8 @@ class OnnxRunner:
 class OutlineRunner:
     """No back end: reads LoRAs, which a plan depends on, and leaves the painting to others."""
 
+    at_once = 1
+
     def __init__(self, model: Outline) -> None:
         self.model = model
 

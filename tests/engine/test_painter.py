@@ -72,7 +72,7 @@ def test_the_embedded_model_by_onnx_runtime_too():
         wanted = own.model.conditions(back.text)["text_kv_BLK"]
         assert np.allclose(back.told["text_kv_BLK"], wanted, atol=1e-5)
         aside = question(painter, asked("a red apple", seed=3, guidance=2, guidance_mode="residual"))
-        z0, plain = own.runner.encode(np.asarray(START)[None]), there.joined([back])
+        z0, plain = own.runner.encode(np.asarray(START)[None], tiny=True), there.joined([back])
         plain.told = own.model.conditions(aside.denoiser.terms[0][0].text)
         asks = [
             Ask(None, aside),

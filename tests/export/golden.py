@@ -106,13 +106,13 @@ def _begun(schedule):
 
 def _tokenizer():
     """tokenizer.json without its words, which lie in the embedded model's folder."""
-    found = json.loads(open_onnx().text.tokenizer.to_str())
+    found = json.loads(open_onnx().text.words.to_str())
     return found | {"model": found["model"] | {"vocab": {}, "merges": []}}
 
 
 def _chunks(prompt):
     text = open_onnx().text
-    found = chunks(prompt, lambda part: text.tokenizer.encode(part, add_special_tokens=False).ids, room=75)
+    found = chunks(prompt, lambda part: text.words.encode(part, add_special_tokens=False).ids, room=75)
     return {"prompt": prompt, "chunks": [{"ids": chunk.ids, "weights": chunk.weights} for chunk in found]}
 
 

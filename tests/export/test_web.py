@@ -118,15 +118,15 @@ def test_the_manifest_names_files_that_are_there_and_says_how_to_sample(page):
         [*timesteps("linspace-lcm", n, strength=0.1)] if n <= 5 else [] for n in range(1, 9)
     ]
     tokenizer = json.loads((page / found["tokenizer"]["file"]).read_text(encoding="utf-8"))
-    assert tokenizer == json.loads(fewstep.load().model.text.tokenizer.to_str())
+    assert tokenizer == json.loads(fewstep.load().model.text.words.to_str())
 
 
 def test_its_pictures_record_what_those_of_generate_record(page):
     picture = fewstep.load()("a red apple, 3d", seed=7, steps=1)
     recorded = parse(picture.info["parameters"]).settings
     found = manifest(page)["settings"]
-    assert [key for key, _ in found if key != "Denoising strength"] == list(recorded)
-    filled = {"Steps", "CFG scale", "Seed", "Denoising strength", "Device"}
+    assert [key for key, _ in found if key not in ("Denoising strength", "VAE Encoder")] == list(recorded)
+    filled = {"Steps", "CFG scale", "Seed", "Denoising strength", "VAE Encoder", "Device"}
     assert {key for key, value in found if value is None} == filled
     assert all(recorded[key] == value for key, value in found if value is not None)
 
@@ -187,8 +187,9 @@ def test_another_model_needs_a_few_step_way_of_sampling_and_keeps_its_folder(run
 
 def test_models_that_do_not_fit_are_refused(runtime_folder, tmp_path, monkeypatch):
     pipe = fewstep.load()
-    weights = pipe.model.sessions.weights
-    monkeypatch.setattr(pipe.model.sessions, "weights", lambda graph: {k: v * 1e9 for k, v in weights(graph).items()})
+    sessions = pipe.model.sessions
+    weights = sessions.merged_weights
+    monkeypatch.setattr(sessions, "merged_weights", lambda graph: {k: v * 1e9 for k, v in weights(graph).items()})
     with pytest.raises(CheckpointError, match="too large for half precision"):
         web.export_web(pipe, tmp_path / "page", runtime=runtime_folder)
     monkeypatch.setattr(web, "MOST_WEIGHTS", 1000)

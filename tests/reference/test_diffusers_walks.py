@@ -97,8 +97,9 @@ def test_plms(steps):
     torch.testing.assert_close(ours("plms", "ddim", steps), theirs(scheduler, start()), **TOLERANCE)
 
 
-@pytest.mark.parametrize("steps", range(1, 9))
+@pytest.mark.parametrize("steps", range(2, 9))
 def test_lms(steps):
+    """diffusers' only step, of one, begins at timestep 0, so one step is compared with nobody's here."""
     pytest.importorskip("scipy")
     scheduler = LMSDiscreteScheduler(**CONFIG, timestep_spacing="linspace")
     scheduler.set_timesteps(steps)

@@ -187,8 +187,8 @@ def _bytes(weights: Mapping[str, Tensor]) -> int:
 
 def _add(total: Tensor, base: Tensor, layer: Layer, strength: float) -> None:
     """`lora_apply.add` for torch; a plain LoRA's product goes straight into the sum, in one pass over it."""
-    plain = isinstance(layer, LoraLayer) and layer.mid is None and part_of(layer, total) is total
-    if plain and total.is_contiguous():  # where the channels lie last, a flat one would be a copy
+    flat = total.is_contiguous()  # where the channels lie last, a flat one would be a copy
+    if flat and isinstance(layer, LoraLayer) and layer.mid is None and part_of(layer, total) is total:
         up, down = (part.to(total.device, torch.float32).flatten(1) for part in (layer.up, layer.down))
         total.flatten(1).addmm_(up, down, alpha=strength * layer.scale)
     else:

@@ -171,6 +171,7 @@ def _settings(pipe: Pipeline, size_px: int) -> list[tuple[str, str | None]]:
     plan = pipe.plan(Request(PROMPT, seed=0, image=Image.new("RGB", (size_px, size_px)), strength=0.5))
     own = dict.fromkeys(("Steps", "CFG scale", "Seed", "Denoising strength", "Device"))
     found = {**plan.infotext(0, pipe.facts()).settings, **own}
+    found |= {"VAE Encoder": None} if "VAE Encoder" in found else {}
     found.pop("Init image hash")
     places = {key: place for place, key in enumerate(KEYS)}
     return sorted(found.items(), key=lambda pair: places.get(pair[0], KEYS.index("")))

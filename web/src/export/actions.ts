@@ -56,7 +56,7 @@ export function settings(): [string, string][] {
   if (!shown || !model) return [];
   const { words, steps, drawn } = shown;
   const own: Record<string, string> = { Steps: String(steps), "CFG scale": String(words.guidance), Seed: String(words.seed), Device: page.engine.value?.kind === "webgpu" ? "webgpu" : "cpu" };
-  if (drawn) own["Denoising strength"] = String(words.strength);
+  if (drawn) Object.assign(own, { "Denoising strength": String(words.strength), "VAE Encoder": "TAESD" });
   return model.settings.flatMap(([key, value]) => {
     const text = value ?? own[key];
     return text === undefined ? [] : [[key, text]];
