@@ -26,6 +26,8 @@ Paint = Callable[[str, int, int], list[Image.Image]]
 BACK_ENDS = ("eager", "compiled", "graphs", "onnx", "openvino")
 ON_DEVICE = ("eager", "compiled", "graphs")
 PLAIN, TUNED = "diffusers", "diffusers compiled"
+OWN, FULL, HALF = "fewstep", "fewstep full", "fewstep openvino bf16"
+"""As it comes, with the autoencoder that a model finds good enough; with everybody's; in bfloat16 by OpenVINO."""
 
 
 class Absent(Exception):  # noqa: N818 - a reason, not a fault
@@ -83,12 +85,12 @@ def autoencoder_of(job: Job) -> str:
 # ---------------------------------------------------------------- fewstep
 
 
-def ours(back_end: str | None, job: Job) -> Paint:
+def ours(back_end: str | None, job: Job, autoencoder: str = "full", **how: Any) -> Paint:
     """fewstep by one back end, or (None) by the one that `load` takes unasked."""
-    return partial(paint_ours, loaded(back_end, job), job.seed)
+    return partial(paint_ours, loaded(back_end, job, **how), job.seed, autoencoder)
 
 
-def loaded(back_end: str | None, job: Job) -> Any:
+def loaded(back_end: str | None, job: Job, **more: Any) -> Any:
     """The pipeline; raises Absent where this back end is not to be had."""
     chosen = "backend" in inspect.signature(fewstep.load).parameters
     if back_end not in (None, "eager") and not chosen:
@@ -101,15 +103,16 @@ def loaded(back_end: str | None, job: Job) -> Any:
     if model is not None and (chosen or job.device != "cpu"):  # without backend=, a folder and no device mean PyTorch
         how |= {"device": job.device, "dtype": job.dtype}
     try:
-        return fewstep.load(model, lora=lora, **how)
+        return fewstep.load(model, lora=lora, **(how | more))
     except (fewstep.FewstepError, ImportError) as error:
         raise Absent(first_sentence(error)) from None
 
 
-def paint_ours(pipe: Any, seed: int, prompt: str, steps: int, count: int) -> list[Image.Image]:
+def paint_ours(pipe: Any, seed: int, autoencoder: str, prompt: str, steps: int, count: int) -> list[Image.Image]:
     """As a user does, `count` of them in one batch."""
     pipe.batch = count
-    found = pipe(prompt, steps=steps, seed=seed, count=count, guidance=1.0, sampler="lcm")
+    how = {"guidance": 1.0, "sampler": "lcm", "autoencoder": autoencoder}
+    found = pipe(prompt, steps=steps, seed=seed, count=count, **how)
     return found if isinstance(found, list) else [found]
 
 
@@ -183,7 +186,8 @@ def builders() -> dict[str, Callable[[Job], Paint]]:
     from by_hand import onnx_by_hand, openvino_by_hand
     from cpp import stable_diffusion_cpp
 
-    found: dict[str, Callable[[Job], Paint]] = {"fewstep": partial(ours, None)}
+    found: dict[str, Callable[[Job], Paint]] = {OWN: partial(ours, None, autoencoder="auto")}
+    found |= {FULL: partial(ours, None), HALF: partial(ours, "openvino", autoencoder="auto", dtype="bf16")}
     found |= {f"fewstep {name}": partial(ours, name) for name in BACK_ENDS}
     found |= {PLAIN: theirs, TUNED: partial(theirs, tuned=True)}
     found |= {"ONNX Runtime by hand": onnx_by_hand, "OpenVINO by hand": openvino_by_hand}

@@ -1,6 +1,6 @@
 """P3: the live page from hand to eye: a server with the embedded model, Chromium in front of it, strokes by the mouse.
 
-    python benchmarks/live_page.py [--seconds 6] [--dots 15] [--steps 1 2 4]
+    python benchmarks/live_page.py [--seconds 6] [--dots 15] [--steps 1 2 4] [--serve backend=openvino dtype=bf16]
 
 Two things are timed inside the browser, beside the page's own code: when a pointer event arrives, and when a picture is
 drawn on the output. `dot`: from the press of the mouse on a quiet page to the first picture after it. `stroke`: the
@@ -42,12 +42,12 @@ CanvasRenderingContext2D.prototype.drawImage = function (...all) {
 """
 
 
-def serving():
+def serving(words):
     """A server's process and its address, when it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "fewstep", "serve", "--port", str(port)])
+    process = subprocess.Popen([sys.executable, "-m", "fewstep", "serve", "--port", str(port), *words])
     at = f"http://127.0.0.1:{port}"
     for _ in range(300):
         try:
@@ -120,6 +120,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--dots", type=int, default=15)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--serve", nargs="+", default=[], metavar="WORD", help="more for fewstep serve, without dashes")
     options = parser.parse_args()
     try:
         from playwright.sync_api import sync_playwright
@@ -129,7 +130,7 @@ def main():
     if chromium is None:
         raise SystemExit("There is no Chromium on this machine.")
     load_before = os.getloadavg()[0]
-    server, at = serving()
+    server, at = serving([f"--{word}" for word in options.serve])
     try:
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
@@ -144,7 +145,7 @@ def main():
     finally:
         server.terminate()
         server.wait()
-    report(rows, dots=options.dots, chromium=version, load_before=round(load_before, 2))
+    report(rows, serve=options.serve, dots=options.dots, chromium=version, load_before=round(load_before, 2))
 
 
 def report(rows, **facts):
@@ -154,12 +155,12 @@ def report(rows, **facts):
             f"{row['steps']:>5} {row['dot_p50']:>11.1f} {row['dot_min']:>7.1f} {row['dot_max']:>7.1f} "
             f"{row['fps']:>11.1f} {row['stroke_p50']:>15.1f}"
         )
-    races = []
+    races, case = [], "-".join(facts.pop("serve")).replace("=", "-")
     for row in rows:
         ms = {"median_ms": row["dot_p50"], "min_ms": row["dot_min"], "max_ms": row["dot_max"]}
         title = f"press to picture, {row['steps']} step{'s' * (row['steps'] > 1)}"
         races.append({"title": title, "ours": "fewstep", "rounds": facts["dots"], "results": {"fewstep": ms}})
-    keep({"benchmark": "live_page", "races": races, "rows": rows} | facts)
+    keep({"benchmark": "live_page", "case": case, "races": races, "rows": rows} | facts)
 
 
 if __name__ == "__main__":
