@@ -92,6 +92,15 @@ BENCHMARKS = (
     Benchmark("web", "web.py", "", "", "P11"),
     Benchmark("live_transport", "live_transport.py", "--seconds 5", "--seconds 1 --size 64"),
     Benchmark("live_overhead", "live_overhead.py", "--rounds 100", "--rounds 3 --size 64"),
+    Benchmark("autoencoder", "autoencoder.py", "", "--pictures 4 --rounds 2"),
+    Benchmark(
+        "worker_pictures",
+        "worker_pictures.py",
+        "--rounds 60",
+        "--rounds 2 --sizes 64",
+        "",
+        ("worker_pictures-512px", "worker_pictures-1024px"),
+    ),
     Benchmark("scale", "scale.py"),
 )
 

@@ -115,7 +115,7 @@ def main() -> None:
             "pipe": lambda picture=picture: near.by_pipe(picture),
         }
         seconds = by_turns(contestants, rounds=args.rounds, warm_up=3, clock=clock)
-        report(seconds, ours="memory", benchmark="worker_pictures", size_px=size, cpu=args.cpu)
+        report(seconds, ours="memory", benchmark="worker_pictures", what=f"{size}px", size_px=size, cpu=args.cpu)
     near.close()
     return None
 
