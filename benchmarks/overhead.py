@@ -33,7 +33,7 @@ Draw = Callable[[], Any]
 def pipes() -> dict[str, Any]:
     """fewstep on numpy arrays and on torch tensors, networks taken out, and diffusers' pipeline likewise."""
     light, torched, other = fewstep.load(), loaded("eager", Job(None)), pipeline(Job(None), fused=True)
-    light.model.unet = lambda z_BCHW, timestep_B, text: z_BCHW
+    light.model.unet = lambda z_BCHW, *_, **__: z_BCHW
     for unet in (torched.model.unet, other.unet):
         unet.forward = lambda z_BCHW, *_, **__: (z_BCHW,)
     return {"onnx": light, "eager": torched, "diffusers": other}
@@ -78,7 +78,7 @@ def take_out(found: Mapping[str, Any], size: int) -> None:
         pipe = found[name]
         denoiser = pipe.denoiser(pipe.plan(fewstep.Request(PROMPT, guidance=1.0)))
         pipe.runner.denoiser = partial(_given, denoiser)
-        pipe.runner.decode = lambda z_BCHW: np.zeros((len(z_BCHW), size, size, 3), np.uint8)
+        pipe.runner.decode = lambda z_BCHW, **_: np.zeros((len(z_BCHW), size, size, 3), np.uint8)
     found["diffusers"].vae.decode = lambda *_, **__: (black,)
 
 

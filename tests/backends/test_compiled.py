@@ -39,6 +39,7 @@ def answer(model, batch, height, width):
     return EagerDenoiser(model, text)(noise(batch, batch, 4, height, width), 499)
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_again(fresh):
     """By dynamo alone, which decides that; inductor makes the same regions' code in the slow test."""
     eager, model = tiny_model("sd15"), compiled(tiny_model("sd15"), backend="eager")

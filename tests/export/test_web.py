@@ -89,20 +89,20 @@ def session(page, graph, folder):
 def test_its_networks_are_those_of_the_pipeline_with_the_lora_merged(page, tmp_path):
     model = fewstep.load().model
     text = model.text.encode(["a red apple, 3d"])
-    text_kv = model.text_kv(text)
+    told = model.conditions(text)
     (states,) = session(page, "text_encoder", tmp_path).run(
         ["text_1_BLD"], {"ids_BL": model.text.ids(["a red apple, 3d"])}
     )
     np.testing.assert_allclose(states, text.text_BLD, atol=1e-4)
     (found,) = session(page, "text_kv", tmp_path).run(None, {"text_BLD": text.text_BLD})
-    np.testing.assert_allclose(found, text_kv, atol=TOLERANCE)
+    np.testing.assert_allclose(found, told["text_kv_BLK"], atol=TOLERANCE)
     z = np.random.default_rng(0).standard_normal((1, 4, 16, 16)).astype(np.float32)
-    inputs = {"z_BCHW": z, "timestep_B": np.array([499], np.float32), "text_kv_BLK": text_kv}
+    inputs = {"z_BCHW": z, "timestep_B": np.array([499], np.float32), **told}
     (found,) = session(page, "unet", tmp_path).run(None, inputs)
-    wanted = model.unet(z, np.array([499]), text_kv)
+    wanted = model.unet(z, np.array([499]), **told)
     np.testing.assert_allclose(found, wanted, atol=TOLERANCE)
     plain = fewstep.load(lora=False).model
-    assert abs(plain.unet(z, np.array([499]), text_kv) - wanted).max() > 10 * TOLERANCE  # the LoRA is in it
+    assert abs(plain.unet(z, np.array([499]), **told) - wanted).max() > 10 * TOLERANCE  # the LoRA is in it
 
 
 def test_the_manifest_names_files_that_are_there_and_says_how_to_sample(page):
