@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import subprocess
 import sys
@@ -79,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.host not in LOOPBACK and not keys and not arguments.insecure:
         keys = [secrets.token_urlsafe(18)]
         print(f"fewstep: the key is {keys[0]}", file=sys.stderr)
+    if arguments.host in LOOPBACK:
+        leave_a_core()
     journal.begin(arguments.log)
     address = Address.of(arguments)
     studio = _studio(arguments)
@@ -86,6 +89,14 @@ def run(arguments: argparse.Namespace) -> int:
     _say(address, studio.pipe.model.name, keys[0] if keys else None)
     Server(journal.Journal(door), studio, grace_s=arguments.grace, **address.how).run()
     return 0
+
+
+def leave_a_core() -> None:
+    """To the browser of the same machine: with all of them, every layer waits for the thread that it was taken from.
+
+    On two cores: 16.9 and 11.1 live pictures a second at two and four steps, against 14.3 and 8.2 (docs/log.md).
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - 1)))
 
 
 def _say(address: Address, model: str, key: str | None) -> None:
