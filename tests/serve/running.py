@@ -1,8 +1,10 @@
 """A server on a free port, on a thread of its own."""
 
 import socket
+import sys
 import threading
 import time
+import traceback
 from contextlib import contextmanager
 
 
@@ -22,8 +24,15 @@ def running(studio, *, around=lambda app: app, grace_s=5, how=None, **door):
         wait_until(lambda: server.started, within_s=20)
         yield listening.getsockname()[1]
         server.should_exit = True
-        thread.join(60)  # on a busy machine
-        assert not thread.is_alive()
+        thread.join(30)  # on a busy machine
+        assert not thread.is_alive(), stacks()
+
+
+def stacks():
+    """Where every thread is."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    found = sys._current_frames().items()
+    return "\n".join(f"{names.get(ident)}:\n{''.join(traceback.format_stack(frame))}" for ident, frame in found)
 
 
 def wait_until(true, within_s=10.0):
