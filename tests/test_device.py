@@ -47,6 +47,7 @@ def test_an_unknown_number_format():
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+@pytest.mark.slow
 def test_a_kept_block_is_not_cleared_again():
     """Freed and asked for again, a block of 64 MB costs no page fault any more; in a process of its own."""
     script = """

@@ -14,6 +14,7 @@ from fewstep.checkpoints.lora import write_lora
 from fewstep.errors import DeviceError
 from fewstep.memory import LADDER, PLANS
 from fewstep.pipeline import Pipeline
+from tests.marks import slow
 from tests.tiny import tiny_model
 
 ASKED = {"prompt": "a cat", "steps": 2, "seed": 5, "guidance": 3.0, "sampler": "lcm", "width": 64, "height": 64}
@@ -73,7 +74,7 @@ def drawn(model, **asked):
     return np.asarray(Pipeline(model)(**{**ASKED, **asked}), int)
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd15", *slow("sdxl")])
 def test_every_plan_paints_the_same_picture(kind):
     expected = np.asarray(Pipeline(tiny_model(kind))(**ASKED), int)
     for plan in LADDER:

@@ -15,6 +15,7 @@ from fewstep.distill import finish as ending
 from fewstep.distill import trainer
 from fewstep.errors import RecipeError
 from tests.distill.conftest import LORA
+from tests.marks import slow
 from tests.tiny import tiny_folder
 
 
@@ -53,7 +54,7 @@ def test_from_pictures_to_a_lora(command, tmp_path, capsys, monkeypatch):
     assert found["steps"] == 2 and (tmp_path / "lcm.safetensors").is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
 def test_a_signal_keeps_what_is_learnt_and_resume_goes_on(command, tmp_path, capsys, monkeypatch, number):
     take_step = trainer.take_step
 

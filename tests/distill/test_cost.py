@@ -22,6 +22,7 @@ from fewstep.models.published import PUBLISHED, empty_unet, text_widths
 from fewstep.models.text import Text
 from fewstep.models.unet import predict as unet_output
 from fewstep.sampling.schedule import Schedule, scaled_linear
+from tests.marks import slow
 from tests.tiny import tiny_unet
 
 SD15, SSD1B, SDXL = PUBLISHED
@@ -113,7 +114,7 @@ def real_step(recipe):
     return student, run
 
 
-@pytest.mark.parametrize("name", [pytest.param("full", marks=pytest.mark.slow), "matching", "unguided"])
+@pytest.mark.parametrize("name", ["unguided", *slow("full", "matching")])
 def test_operations_are_those_of_a_real_step(name, monkeypatch):
     recipe = make_recipe(SMALL_ONES[name])
     monkeypatch.setattr(costs, "_DRAWS", 1)  # so that no further step of the student is averaged in

@@ -21,6 +21,7 @@ from fewstep.distill.trainer import clip_gradients, draw, loss_by_quarter, train
 from fewstep.errors import OutputError, QualityError, RecipeError
 from fewstep.sampling.schedule import Schedule, scaled_linear, zero_terminal_snr
 from tests.distill.conftest import CRITIC, FULL, LORA, MATCHING
+from tests.marks import slow
 from tests.tiny import tiny_folder, tiny_model
 
 
@@ -118,7 +119,7 @@ def test_a_full_student_cannot_match(new_run):
         new_run(FULL | {"objective": "tdm", "phases": 2})
 
 
-@pytest.mark.parametrize("name", ["lcm", "lcf", "tcd", "pcm", "tscd", "tdd", "tdm"])
+@pytest.mark.parametrize("name", ["lcm", "pcm", "tdm", *slow("lcf", "tcd", "tscd", "tdd")])
 def test_every_method_takes_a_step(new_run, name):
     run = new_run(LORA | {"objective": name, "origin_steps": 20})
     (report,) = islice(train(run), 1)
@@ -300,7 +301,7 @@ def test_a_file_that_answers_otherwise_is_refused(new_run, tmp_path, monkeypatch
         finish(run, tmp_path / "lcm.safetensors")
 
 
-@pytest.mark.parametrize("values", [LORA, FULL], ids=["lora", "full"])
+@pytest.mark.parametrize("values", [LORA, *slow(FULL)], ids=["lora", "full"])
 @pytest.mark.parametrize(
     ("objective", "sampler", "table"), [("pcm", "PCM", "trailing"), ("tcd", "TCD", "linspace-lcm")]
 )

@@ -85,6 +85,7 @@ def test_two_processes_are_one_with_twice_the_batch(cache, tmp_path, values):
     same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_two_processes_are_two_accumulated_halves_bit_for_bit(cache, tmp_path, monkeypatch):
     """A batch of another size is computed in another order of additions; halves are not, so nothing may differ."""
 

@@ -12,6 +12,7 @@ from fewstep.engine.work import Work
 from fewstep.infotext import PNG_KEY
 from fewstep.pipeline import Pipeline
 from fewstep.request import Request
+from tests.marks import slow
 from tests.tiny import tiny_model
 
 START = Image.effect_noise((64, 64), 60).convert("RGB")
@@ -85,7 +86,7 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
+@pytest.mark.parametrize("at_once", [4, *slow(1)])
 def test_they_equal_the_pipelines(pipe, at_once):
     pictures, sizes = all_at_once(pipe, REQUESTS, at_once)
     for request, picture in zip(REQUESTS, pictures, strict=True):

@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-os.environ.setdefault("NNCF_CI", "1")  # or it would report its use to its makers
-
-import nncf
 import numpy as np
 
 from fewstep.request import Request
@@ -60,6 +57,9 @@ def trajectories(pipe: Any, prompts: Sequence[str] = PROMPTS) -> dict[str, list[
 
 def quantised(network: Any, inputs: Sequence[Inputs]) -> Any:
     """An OpenVINO model with weights and activations in 8 bits; the progress is shown on stderr."""
+    os.environ.setdefault("NNCF_CI", "1")  # or it would report its use to its makers
+    import nncf
+
     how = {"preset": nncf.QuantizationPreset.MIXED, "model_type": nncf.ModelType.TRANSFORMER}
     with redirect_stdout(sys.stderr):
         return nncf.quantize(network, nncf.Dataset(list(inputs)), subset_size=len(inputs), **how)
