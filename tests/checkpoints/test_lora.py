@@ -259,6 +259,7 @@ def test_diffusers_records_alpha_in_metadata(where, model, tmp_path):
     assert {name: layer.alpha for name, layer in lora.layers.items()} == {name: p.alpha for name, p in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rslora", "dora", "biased", "loha", "lokr"])
 def test_raw_peft_folder_records_alpha_beside(kind, model, tmp_path):
     from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model

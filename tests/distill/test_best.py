@@ -55,6 +55,7 @@ def same(one, other):
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("values", "name"), [(KEEP, "x.safetensors"), (KEEP | FULL | {"look_every": 1}, "x")])
 def test_training_stops_and_ships_the_best(new_run, looks, tmp_path, values, name):
     looks(*VALLEY)

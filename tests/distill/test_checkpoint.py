@@ -169,6 +169,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, damag
         settle(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before_and_says_so(new_run):
     whole = new_run(OFTEN, folder="whole")
     list(islice(train(whole), 4))

@@ -97,6 +97,7 @@ def test_the_critic_learns_at_its_own_rate_and_is_not_shipped(new_run, values):
     assert not any("critic" in name for name in shipped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "name"), [(LORA, "first.safetensors"), pytest.param(FULL, "first", marks=pytest.mark.slow)]
 )

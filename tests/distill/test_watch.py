@@ -22,6 +22,7 @@ def rows_of(run):
     return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_tensorboard_holds_every_number_and_the_grids(new_run):
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = new_run(LOOKS, log="tensorboard")

@@ -162,6 +162,7 @@ def arguments(*words):
     return parser.parse_args(["evaluate", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_the_command_measures_a_lora_beside_its_teacher(judge_folder, lora_file, tmp_path, capsys):
     asked = arguments(
         tiny_folder("pictogram"), "--lora", lora_file, "--steps", "2", "--count", 2, "--judge", judge_folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,7 +30,7 @@ def application(studio: Studio) -> FastAPI:
         studio.models.hash_all()
         yield
         room.close()
-        await asyncio.to_thread(studio.close)
+        studio.close()  # nobody is connected any more, so nobody waits
 
     app = FastAPI(
         title="fewstep",
