@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -21,16 +20,9 @@ import sys
 import time
 import urllib.request
 
+from chromium import FLAGS, program
 from race import keep
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-]
 WATCH = """
 window.pressed = []; window.shown = [];
 addEventListener('pointerdown', () => pressed.push(performance.now()), true);
@@ -126,9 +118,7 @@ def main():
         from playwright.sync_api import sync_playwright
     except ImportError:
         raise SystemExit("playwright is not installed: pip install 'fewstep[browser]'") from None
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        raise SystemExit("There is no Chromium on this machine.")
+    chromium = program()
     load_before = os.getloadavg()[0]
     server, at = serving([f"--{word}" for word in options.serve])
     try:

@@ -12,9 +12,7 @@ come to the same weights. --clock cpu counts a process' own time, for a machine 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import itertools
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -146,15 +144,6 @@ def difference(one: Any, other: Any) -> float:
     return max(float((value - found[name]).abs().max()) for name, value in one.state_dict().items())
 
 
-def processor() -> str:
-    """Its name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
 def main() -> None:
     """Run the races, the file first: afterwards diffusers has its LoRA loaded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,8 +162,6 @@ def main() -> None:
         us, them = ours(model, files["kohya"]), theirs(other, files["diffusers"])
         size = sum(parameter.numel() for parameter in one.parameters())
         facts = {"benchmark": "lora_merge", "rank": args.rank, "parameters": size, "clock": args.clock}
-        facts |= {"threads": torch.get_num_threads(), "processor": processor()}
-        facts |= {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "peft")}
         for what in sorted(args.what, key=KINDS.index):
             if what != "file" and not hasattr(other, "peft_config"):
                 them["load"]()

@@ -22,6 +22,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from fewstep.device import cores, cpu_name
+
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "openvino", "nncf", "numpy")
 LIBRARIES += ("stable-diffusion-cpp-python", "playwright")
@@ -158,7 +160,7 @@ def conditions() -> dict[str, Any]:
         "date": date.today().isoformat(),
         "commit": _COMMIT,
         "command": command(sys.argv),
-        "processor": processor(),
+        "processor": cpu_name(),
         "cores": cores(),
         "threads": threads(),
         "memory_gb": memory_gb("MemTotal"),
@@ -191,20 +193,6 @@ def command(argv: Sequence[str]) -> str:
     """
     words = [Path(word).name if Path(word).is_absolute() else word for word in argv[1:]]
     return shlex.join(["python", f"benchmarks/{Path(argv[0]).name}", *words])
-
-
-def processor() -> str:
-    """Its name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads() -> int:

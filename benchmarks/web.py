@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import shutil
 import statistics
 import tempfile
 import threading
@@ -21,20 +20,13 @@ import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from chromium import FLAGS, program
 from race import keep
 
 import fewstep
-from fewstep.export.runtime import VERSION, cache_folder, fetch_runtime, runtime_in
+from fewstep.export.runtime import VERSION, fetch_runtime, runtime_folder, runtime_in
 from fewstep.export.web import export_web
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-sync",
-]
 WATCH = """
 window.shown = [];
 const put = CanvasRenderingContext2D.prototype.putImageData;
@@ -86,11 +78,9 @@ def main():
         from playwright.sync_api import sync_playwright
     except ImportError:
         raise SystemExit("playwright is not installed: pip install 'fewstep[browser]'") from None
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        raise SystemExit("There is no Chromium on this machine.")
-    list(fetch_runtime(cache_folder()) if options.runtime is None else ())
-    runtime, load_before = runtime_in(options.runtime or cache_folder()), os.getloadavg()[0]
+    chromium = program()
+    list(fetch_runtime(runtime_folder()) if options.runtime is None else ())
+    runtime, load_before = runtime_in(options.runtime or runtime_folder()), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as there, sync_playwright() as driver:
         found = export_web(fewstep.load(), Path(there) / "page", runtime=runtime)
         server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(found.folder)))

@@ -5,8 +5,11 @@ Never enters: a model, a tensor of a picture.
 """
 
 import ctypes
+import os
+import platform
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from fewstep.errors import DeviceError
 
@@ -98,6 +101,21 @@ def _dtype(asked: str | None, kind: str) -> tuple[str, str]:
         raise DeviceError(f"There is no number format called {str(asked)!r}. Use fp32, fp16 or bf16.")
     slow = kind == "cpu" and name != "float32"
     return name, "asked for, though float32 is faster on a CPU" if slow else "asked for"
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """Its name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
 def keep_memory() -> bool:

@@ -22,7 +22,7 @@ from fewstep.request import Request
 
 pytest.importorskip("onnx")
 
-from fewstep.export.runtime import cache_folder, fetch_runtime
+from fewstep.export.runtime import fetch_runtime, runtime_folder
 from fewstep.export.web import export_web
 
 MEAN, MOST = 0.3, 8
@@ -49,10 +49,10 @@ def pipe():
 @pytest.fixture(scope="session")
 def exported(pipe, tmp_path_factory):
     try:
-        list(fetch_runtime(cache_folder()))
+        list(fetch_runtime(runtime_folder()))
     except OutputError as error:
         pytest.skip(str(error))
-    return export_web(pipe, tmp_path_factory.mktemp("web") / "page", runtime=cache_folder()).folder
+    return export_web(pipe, tmp_path_factory.mktemp("web") / "page", runtime=runtime_folder()).folder
 
 
 def serve(folder):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 from fewstep.backends.cache import cache_folder
 from fewstep.backends.onnx_session import thread_count
 from fewstep.checkpoints.description import Description
+from fewstep.device import cpu_name
 
 PACKAGES = ("fewstep", "torch", "onnxruntime", "openvino")
 
@@ -98,9 +98,8 @@ def chip() -> str:
     """The processor's name, with what it can multiply where Linux says so."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    told = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    wide = sorted({flag for flag in told.get("flags", "").split() if flag.startswith(("avx", "amx"))})
-    return " ".join([told.get("model name", platform.processor() or platform.machine()), *wide])
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return " ".join([cpu_name(), *sorted({flag for flag in flags if flag.startswith(("avx", "amx"))})])
 
 
 def _version(name: str) -> str:

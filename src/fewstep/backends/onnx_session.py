@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fewstep.device import cores
 from fewstep.errors import CheckpointError
 
 IDLE_OPTIMISERS = [
@@ -61,9 +62,8 @@ class OnnxSession:
 
 def thread_count() -> int:
     """The cores this process may use, up to MOST_THREADS; fewer where OMP_NUM_THREADS says so."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(asked) if asked.isdecimal() else MOST_THREADS))
+    return max(1, min(cores(), int(asked) if asked.isdecimal() else MOST_THREADS))
 
 
 def session_options(ort: Any) -> Any:

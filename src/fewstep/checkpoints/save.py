@@ -32,10 +32,10 @@ def save_model(model: Model, folder: str | Path, *, dtype: str | None = None) ->
     if root.exists() and not root.is_dir():
         raise OutputError(f"'{root}' is a file; give the name of a folder.")
     for part, module in modules_of(model).items():
-        tensors = {name: cast(tensor, number) for name, tensor in named(module).items()}
-        write_safetensors(root / part / f"{PARTS[part]}.safetensors", tensors)
-        write_json(root / part / "config.json", config_of(module))
-    _save_tiny(model, root, number)
+        _save_part(root / part, part, module, number)
+    if model.tiny_vae is not None:  # model_index.json does not name it: no other program looks for one
+        said = {FINISHES: True} if model.tiny == "pictures" else {}
+        _save_part(root / "tiny_vae", "tiny_vae", model.tiny_vae, number, **said)
     for part, tokenizer in zip(("tokenizer", "tokenizer_2"), model.text.tokenizers, strict=False):
         _save_tokenizer(model.path / part, root / part, tokenizer)
     noise_config = noise_config_of(model)
@@ -49,14 +49,10 @@ def save_model(model: Model, folder: str | Path, *, dtype: str | None = None) ->
     return root
 
 
-def _save_tiny(model: Model, root: Path, number: torch.dtype | None) -> None:
-    """The tiny autoencoder, which no other program looks for: model_index.json does not name it."""
-    if model.tiny_vae is None:
-        return
-    tensors = {name: cast(tensor, number) for name, tensor in named(model.tiny_vae).items()}
-    write_safetensors(root / "tiny_vae" / f"{PARTS['tiny_vae']}.safetensors", tensors)
-    said = {FINISHES: True} if model.tiny == "pictures" else {}
-    write_json(root / "tiny_vae" / "config.json", config_of(model.tiny_vae) | said)
+def _save_part(folder: Path, part: str, module: Any, number: torch.dtype | None, **said: Any) -> None:
+    tensors = {name: cast(tensor, number) for name, tensor in named(module).items()}
+    write_safetensors(folder / f"{PARTS[part]}.safetensors", tensors)
+    write_json(folder / "config.json", config_of(module) | said)
 
 
 def number_format(dtype: str | None) -> torch.dtype | None:

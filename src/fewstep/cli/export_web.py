@@ -42,11 +42,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _runtime(arguments: argparse.Namespace) -> Path:
-    from fewstep.export.runtime import cache_folder, fetch_runtime, runtime_in
+    from fewstep.export.runtime import fetch_runtime, runtime_folder, runtime_in
 
     if arguments.runtime is not None:
         return runtime_in(arguments.runtime)
-    cache = cache_folder()
+    cache = runtime_folder()
     with painting(arguments.quiet) as show:
         for done, total in fetch_runtime(cache):
             show(done, total)

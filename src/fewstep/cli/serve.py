@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.options import add_loading_options, loading_asked, shelf_options
+from fewstep.device import cores
 from fewstep.errors import RequestError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def leave_a_core() -> None:
 
     On two cores: 16.9 and 11.1 live pictures a second at two and four steps, against 14.3 and 8.2 (docs/log.md).
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() - 1)))
 
 
 def _say(address: Address, model: str, key: str | None) -> None:

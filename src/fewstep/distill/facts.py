@@ -14,6 +14,7 @@ import torch
 
 from fewstep import __version__
 from fewstep.checkpoints.files import write_json
+from fewstep.device import cpu_name
 from fewstep.distill.history import FACTS
 from fewstep.distill.run import Run
 
@@ -66,7 +67,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """The device's name, and the computer's."""
     found: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
@@ -85,12 +86,3 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fewstep.backends.cache import cache_folder
 from fewstep.errors import OutputError
 
 VERSION = "1.30.0"
@@ -53,14 +54,9 @@ def runtime_in(folder: Path) -> Path:
     return found
 
 
-def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where the files are kept once they were fetched.
-
-    >>> cache_folder({"XDG_CACHE_HOME": "/c"}).as_posix()
-    '/c/fewstep/onnxruntime-web-1.30.0'
-    """
-    root = environment.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "fewstep" / _PACKAGE
+def runtime_folder() -> Path:
+    """Where the files are kept once they were fetched."""
+    return cache_folder() / _PACKAGE
 
 
 def registry(environment: Mapping[str, str] = os.environ) -> str:

@@ -6,9 +6,8 @@ height and width (pixels / 8).
 
 import numpy as np
 
+from fewstep.image import CELL_PX
 from fewstep.models.family import Family
-
-CELL_PX = 8
 
 _SD = ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473))
 _XL = ((0.3816, 0.4930, 0.5320), (-0.3753, 0.1631, 0.1739), (0.1770, 0.3588, -0.2048), (-0.4350, -0.2644, -0.4289))
