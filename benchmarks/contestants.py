@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import fewstep
 Paint = Callable[[str, int, int], list[Image.Image]]
 BACK_ENDS = ("eager", "compiled", "graphs", "onnx", "openvino")
 ON_DEVICE = ("eager", "compiled", "graphs")
-PLAIN, TUNED = "diffusers", "diffusers compiled"
+PLAIN, TUNED, PLAIN_HALF = "diffusers", "diffusers compiled", "diffusers bf16"
 OWN, FULL, HALF = "fewstep", "fewstep full", "fewstep openvino bf16"
 """As it comes, with the autoencoder that a model finds good enough; with everybody's; in bfloat16 by OpenVINO."""
 
@@ -103,9 +103,13 @@ def loaded(back_end: str | None, job: Job, **more: Any) -> Any:
     if model is not None and (chosen or job.device != "cpu"):  # without backend=, a folder and no device mean PyTorch
         how |= {"device": job.device, "dtype": job.dtype}
     try:
-        return fewstep.load(model, lora=lora, **(how | more))
+        pipe = fewstep.load(model, lora=lora, **(how | more))
     except (fewstep.FewstepError, ImportError) as error:
         raise Absent(first_sentence(error)) from None
+    for note in pipe.model.notes:
+        if note.startswith(f"eager and not {back_end}"):
+            raise Absent(note)
+    return pipe
 
 
 def paint_ours(pipe: Any, seed: int, autoencoder: str, prompt: str, steps: int, count: int) -> list[Image.Image]:
@@ -124,10 +128,11 @@ def first_sentence(error: BaseException) -> str:
 # ---------------------------------------------------------------- diffusers
 
 
-def theirs(job: Job, *, tuned: bool = False) -> Paint:
+def theirs(job: Job, *, tuned: bool = False, dtype: str | None = None) -> Paint:
     """diffusers as its documentation shows for an LCM-LoRA; tuned: the LoRA fused, channels last, UNet and decoder
-    compiled, on CUDA with "max-autotune-no-cudagraphs" and fused projections.
+    compiled, on CUDA with "max-autotune-no-cudagraphs" and fused projections. `dtype`: another than the job's.
     """
+    job = job if dtype is None else replace(job, dtype=dtype)
     job.check_memory(1.3)
     pipe = pipeline(job)
     if tuned:
@@ -189,7 +194,7 @@ def builders() -> dict[str, Callable[[Job], Paint]]:
     found: dict[str, Callable[[Job], Paint]] = {OWN: partial(ours, None, autoencoder="auto")}
     found |= {FULL: partial(ours, None), HALF: partial(ours, "openvino", autoencoder="auto", dtype="bf16")}
     found |= {f"fewstep {name}": partial(ours, name) for name in BACK_ENDS}
-    found |= {PLAIN: theirs, TUNED: partial(theirs, tuned=True)}
+    found |= {PLAIN: theirs, TUNED: partial(theirs, tuned=True), PLAIN_HALF: partial(theirs, dtype="bfloat16")}
     found |= {"ONNX Runtime by hand": onnx_by_hand, "OpenVINO by hand": openvino_by_hand}
     return found | {"stable-diffusion.cpp": stable_diffusion_cpp}
 

@@ -92,7 +92,7 @@ def measured(found: Mapping[str, Any], args: argparse.Namespace, ours: Any, thei
     for steps in args.steps:
         runs = {LIBRARIES[name]: ours(found[name], steps, args.size) for name in ("onnx", "eager")}
         runs[LIBRARIES["diffusers"]] = theirs(found["diffusers"], steps, args.size)
-        seconds = by_turns(runs, rounds=args.rounds, warm_up=3, clock=args.clock)
+        seconds = by_turns(runs, rounds=args.rounds, warm_up=3, clock=args.clock, awake=True)
         title = f"{what}, {steps} step{'s' * (steps > 1)}"
         races.append(race(seconds, ours=LIBRARIES["onnx"], title=title, steps=steps, what=what))
     return races

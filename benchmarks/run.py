@@ -62,8 +62,17 @@ BENCHMARKS = (
     Benchmark(
         "picture-sd15-tiny",
         "picture.py",
-        "--model sd15 --steps 1 4 --rounds 1 --check 1 --contestants 'fewstep openvino' diffusers 'OpenVINO by hand'",
+        "--model sd15 --steps 1 4 --rounds 3 --check 1 --contestants 'fewstep openvino' diffusers 'OpenVINO by hand'",
         "--model sd15 --small --steps 1 --rounds 1 --contestants 'fewstep eager' diffusers",
+        "P4",
+    ),
+    Benchmark(
+        "picture-sd15-tiny-bf16",
+        "picture.py",
+        "--model sd15 --case sd15-tiny-bf16 --steps 1 4 --rounds 3 --check 1 "
+        "--contestants 'fewstep openvino bf16' diffusers 'diffusers bf16'",
+        "--model sd15 --small --case sd15-tiny-bf16 --steps 1 --rounds 1 "
+        "--contestants 'fewstep eager' 'diffusers bf16'",
         "P4",
     ),
     Benchmark("cold_start", "cold_start.py", "--rounds 3", "--rounds 1 --steps 1", "P2"),

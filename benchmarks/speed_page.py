@@ -37,6 +37,7 @@ HEADINGS = {
     "picture-pictogram": "A warm picture: the embedded model",
     "picture-batches": "Several pictures at once: the embedded model",
     "picture-sd15-tiny": "A warm picture: Stable Diffusion 1.5's size, tiny autoencoder",
+    "picture-sd15-tiny-bf16": "The same in bfloat16",
     "cold_start": "From nothing to a picture on disk",
     "overhead": "Beside the network",
     "live_page": "Live, in the page",

@@ -146,4 +146,7 @@ def _box_muller(uniform: np.ndarray) -> np.ndarray:
     pairs = uniform.reshape(-1, 2, _HALF)
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - pairs[:, 0]))
     angle = np.float32(2 * math.pi) * pairs[:, 1]
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+    normal = np.empty_like(pairs)
+    np.multiply(radius, np.cos(angle), out=normal[:, 0])
+    np.multiply(radius, np.sin(angle), out=normal[:, 1])
+    return normal.reshape(-1)

@@ -1,5 +1,7 @@
 """Graphs of every family, from folders and single files, against the eager torch modules."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ from fewstep.checkpoints.complete import describe_model
 from fewstep.checkpoints.load import load_model, load_stored
 from fewstep.checkpoints.save_single import save_single
 from fewstep.errors import GraphError
-from tests.tiny import KINDS, tiny_folder, tiny_model, tiny_unet
+from tests.tiny import KINDS, tiny_folder, tiny_model, tiny_taesd, tiny_unet
 
 SLOW = pytest.mark.slow
 #: OpenVINO takes some two seconds to compile a tiny UNet.
@@ -85,6 +87,21 @@ def test_a_lora_of_both_text_encoders_and_the_unet(tmp_path):
         shown.append(np.asarray(pipe(**asked), int))
         assert abs(shown[-1] - plain).max() > 1
     assert abs(shown[0] - shown[1]).max() <= 1
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_a_tiny_autoencoder_as_the_only_one(tmp_path, runtime):
+    pytest.importorskip("openvino") if runtime == "openvino" else None
+    folder = tiny_folder("pictogram", into=tmp_path / "model")
+    taesd = tiny_taesd()
+    shutil.rmtree(folder / "vae")
+    taesd.save_pretrained(folder / "vae")
+    model, ours = load_model(folder, device="cpu", dtype="float32"), open_onnx(folder, runtime=runtime)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    runner = fewstep.Pipeline(model).runner
+    z_BCHW = runner.encode(pixels)
+    close(ours.encode(pixels), z_BCHW)
+    assert abs(ours.decode(z_BCHW.numpy()).astype(int) - runner.decode(z_BCHW)).max() <= 1
 
 
 def test_graphs_are_written_once_and_without_the_cache_too(monkeypatch, tmp_path):

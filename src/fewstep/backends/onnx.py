@@ -75,8 +75,10 @@ class OnnxDenoiser:
     def __call__(self, z_BCHW: Any, timestep_B: Any) -> np.ndarray:
         """The clean latents predicted for z_BCHW, each item at its own timestep; one timestep serves all."""
         z_BCHW = np.asarray(z_BCHW, np.float32)
-        timestep_B = np.broadcast_to(np.asarray(timestep_B).reshape(-1), (len(z_BCHW),))
-        return to_z0(self.model.schedule, z_BCHW, self._output(z_BCHW, timestep_B.clip(0)), timestep_B)
+        timestep_B = np.asarray(timestep_B).reshape(-1)
+        if len(timestep_B) != len(z_BCHW):
+            timestep_B = np.broadcast_to(timestep_B, (len(z_BCHW),))
+        return to_z0(self.model.schedule, z_BCHW, self._output(z_BCHW, np.maximum(timestep_B, 0)), timestep_B)
 
     def _output(self, z_BCHW: np.ndarray, timestep_B: np.ndarray) -> np.ndarray:
         count = len(z_BCHW)

@@ -42,20 +42,15 @@ def model_graphs(configs: Mapping[str, Any], shapes: Mapping[str, Shapes]) -> di
 
     Raises GraphError when one of its networks is not known here.
     """
-    vae = _VAE | dict(configs["vae"])
-    if "down_block_types" not in vae:
-        raise GraphError(f"There is no ONNX graph of the autoencoder {vae.get('_class_name')}.")
     texts = [part for part in ("text_encoder", "text_encoder_2") if part in shapes]
     graphs = {part: text_graph(configs[part], shapes[part], one_of_two=len(texts) > 1) for part in texts}
     graphs |= {
         "text_kv": text_kv_graph(configs["unet"], shapes["unet"]),
         "unet": unet_graph(configs["unet"], shapes["unet"]),
-        "vae_decoder": VaeGraph(vae, shapes["vae"]).decoder(),
-        "vae_encoder": VaeGraph(vae, shapes["vae"]).encoder(),
     }
-    if "tiny_vae" in shapes:
-        graphs["tiny_vae_decoder"] = TinyGraph(configs["tiny_vae"], shapes["tiny_vae"]).decoder()
-        graphs["tiny_vae_encoder"] = TinyGraph(configs["tiny_vae"], shapes["tiny_vae"]).encoder()
+    for part in ("vae", "tiny_vae"):
+        if part in shapes:
+            graphs |= {f"{part}_{side}": graph for side, graph in _autoencoder(configs[part], shapes[part]).items()}
     wanted = {name: weight_shapes(graph) for name, graph in graphs.items()}
     _check_all_used("tiny VAE", shapes.get("tiny_vae", {}), [wanted[name] for name in wanted if "tiny" in name])
     _check_all_used("UNet", shapes["unet"], [wanted["text_kv"], wanted["unet"]])
@@ -63,6 +58,16 @@ def model_graphs(configs: Mapping[str, Any], shapes: Mapping[str, Shapes]) -> di
     for part in texts if len(texts) == 1 else texts[1:]:  # of SDXL's first encoder the last layer is not used
         _check_all_used("text encoder", shapes[part], [wanted[part]])
     return graphs
+
+
+def _autoencoder(config: Mapping[str, Any], shapes: Shapes) -> dict[str, onnx.ModelProto]:
+    """Its two halves, diffusers' `AutoencoderKL` or `AutoencoderTiny`: a model's only one may be the tiny one."""
+    if "num_decoder_blocks" in config:
+        return {"decoder": TinyGraph(config, shapes).decoder(), "encoder": TinyGraph(config, shapes).encoder()}
+    if "down_block_types" not in config:
+        raise GraphError(f"There is no ONNX graph of the autoencoder {config.get('_class_name')}.")
+    config = _VAE | dict(config)
+    return {"decoder": VaeGraph(config, shapes).decoder(), "encoder": VaeGraph(config, shapes).encoder()}
 
 
 def _check_all_used(what: str, shapes: Shapes, graphs: Iterable[Mapping[str, list[int]]]) -> None:

@@ -35,7 +35,7 @@ def namespace(x: object) -> Any:
     >>> namespace([1.0]).__name__
     'numpy'
     """
-    return sys.modules["torch"] if is_torch(x) else importlib.import_module("numpy")
+    return sys.modules["torch"] if is_torch(x) else sys.modules.get("numpy") or importlib.import_module("numpy")
 
 
 def float32(x: Array) -> Array:
@@ -86,6 +86,8 @@ def times(t_B: Timesteps, *, like: Array) -> Array:
             return t_B
         t_B = xp.as_tensor(t_B, device=like.device)
     else:
+        if isinstance(t_B, xp.ndarray) and t_B.ndim == 1 and t_B.dtype in (xp.int64, xp.float32):
+            return t_B
         t_B = xp.asarray(t_B)
     return indices(t_B, like=like) if are_whole(t_B) else float32(t_B).reshape(-1)
 
@@ -96,7 +98,7 @@ def are_whole(x: Array) -> bool:
     >>> are_whole(times(19, like=[0.0])), are_whole(times(19.0, like=[0.0]))
     (True, False)
     """
-    return "int" in str(x.dtype)
+    return not x.dtype.is_floating_point if is_torch(x) else x.dtype.kind in "iu"
 
 
 def same_timestep(t: float, *, like: Array) -> Array:
@@ -105,11 +107,11 @@ def same_timestep(t: float, *, like: Array) -> Array:
     >>> same_timestep(19, like=namespace(None).zeros((2, 4, 8, 8))).tolist()
     [19, 19]
     """
+    xp = namespace(like)
+    number = xp.int64 if isinstance(t, Integral) else xp.float32
     if is_torch(like):  # written by the device itself: a list would be copied to it, and the copy waited for
-        xp = namespace(like)
-        number = xp.int64 if isinstance(t, Integral) else xp.float32
         return xp.full((like.shape[0],), t, dtype=number, device=like.device)
-    return times([t] * like.shape[0], like=like)
+    return xp.full(like.shape[0], t, dtype=number)
 
 
 def broadcast(x_B: Array, *, like: Array) -> Array:
