@@ -68,10 +68,15 @@ def _cold(document: Document) -> Found:
     return f"{words}; {ms / 1000:.2f} s", enough and ms <= 1200
 
 
-def _live(document: Document) -> Found:
-    rows = [row for row in document["rows"] if row["steps"] in (2, 4)]
-    words = "; ".join(f"{row['steps']} steps: {row['fps']:g} fps, {row['dot_p50']:g} ms" for row in rows)
-    return words, bool(rows) and all(row["fps"] >= 12 and row["dot_p50"] <= 120 for row in rows)
+def _live(document: Document, onnx: Document) -> Found:
+    """As the server comes, which takes the fastest that is installed; and by ONNX Runtime alone."""
+
+    def words(rows: list[Mapping[str, Any]]) -> str:
+        return "; ".join(f"{row['steps']} steps: {row['fps']:g} fps, {row['dot_p50']:g} ms" for row in rows)
+
+    rows, slower = ([row for row in one["rows"] if row["steps"] in (2, 4)] for one in (document, onnx))
+    enough = bool(rows) and all(row["fps"] >= 12 and row["dot_p50"] <= 120 for row in rows)
+    return f"{words(rows)}; without OpenVINO {words(slower)}", enough
 
 
 def _sd15(document: Document, half: Document) -> Found:
@@ -126,12 +131,15 @@ def _web(document: Document) -> Found:
     return f"{first_s:g} s, {fps:g} pictures a second", first_s <= 5 and fps >= 2
 
 
+_LIVE = ("live_page", "live_page-backend-onnx")
 _SD15 = ("picture-sd15-tiny", "picture-sd15-tiny-bf16")
 _SCRIPTS = ("lora_merge-file", "lora_merge-fuse", "lora_merge-weight")
 GOALS = (
     Goal("P1", "a warm 4-step picture of the embedded model", "diffusers 4x", ("picture-pictogram",), _picture),
     Goal("P2", "a new process to the PNG on disk", "diffusers 6x, 1.2 s", ("cold_start",), _cold),
-    Goal("P3", "live, stroke to picture, 2 to 4 steps", "12 fps, 120 ms", ("live_page",), _live),
+    Goal(
+        "P3", "live, stroke to picture, 2 to 4 steps", "12 fps, 120 ms", ("live_page", "live_page-backend-onnx"), _live
+    ),
     Goal("P4", "SD 1.5's size on a CPU", "diffusers 2x, OpenVINO by hand 1x", _SD15, _sd15),
     Goal("P5", "a picture's loop beside its network", "1 ms", ("overhead",), _loop),
     Goal("P6", "a rank-64 LoRA of SD 1.5's size, merged", "diffusers 3x", _SCRIPTS, _lora),

@@ -79,6 +79,13 @@ BENCHMARKS = (
     Benchmark("overhead", "overhead.py", "", "--rounds 3 --steps 1 2", "P5"),
     Benchmark("live_page", "live_page.py", "--dots 12 --seconds 5", "--dots 1 --seconds 1 --steps 1", "P3"),
     Benchmark(
+        "live_page-backend-onnx",
+        "live_page.py",
+        "--dots 12 --seconds 5 --serve backend=onnx",
+        "--dots 1 --seconds 1 --steps 1 --serve backend=onnx",
+        "P3",
+    ),
+    Benchmark(
         "lora_merge",
         "lora_merge.py",
         "--what file fuse weight --rounds 3",

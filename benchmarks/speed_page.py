@@ -41,6 +41,7 @@ HEADINGS = {
     "cold_start": "From nothing to a picture on disk",
     "overhead": "Beside the network",
     "live_page": "Live, in the page",
+    "live_page-backend-onnx": "Live, in the page, without OpenVINO",
     "distill_step": "A training step",
     "users": "Eight people at once",
     "gpu": "On a GPU",

@@ -43,6 +43,11 @@ class Runner(Protocol):
         """How many pictures a call holds, unless told otherwise."""
         ...
 
+    @property
+    def decodes_aside(self) -> bool:
+        """Whether one thread may decode while another runs the network."""
+        ...
+
     def read_lora(self, path: Path) -> Lora:
         """A LoRA made for this model's family; raises LoraError."""
         ...
@@ -117,6 +122,9 @@ def _numpy_noise(seeds: Sequence[int], size: tuple[int, int], rng: str) -> Calla
 
 class TorchRunner:
     """The eager PyTorch back end, on the model's own device."""
+
+    decodes_aside = False
+    """A memory plan, or an overflow in half precision, moves the autoencoder about."""
 
     def __init__(self, model: Model) -> None:
         from fewstep.checkpoints.lora import stack_of
@@ -235,6 +243,7 @@ class OnnxRunner:
     """ONNX Runtime or OpenVINO on the CPU: numpy arrays, torch is never imported."""
 
     at_once = 1
+    decodes_aside = True
 
     def __init__(self, model: OnnxModel) -> None:
         """Begins to make the sessions that no LoRA is likely to change."""
@@ -284,6 +293,7 @@ class OutlineRunner:
     """No back end: reads LoRAs, which a plan depends on, and leaves the painting to others."""
 
     at_once = 1
+    decodes_aside = False
 
     def __init__(self, model: Outline) -> None:
         self.model = model

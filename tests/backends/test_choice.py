@@ -88,7 +88,7 @@ def test_embeddings_go_to_torch(monkeypatch):
 
 def test_measuring_from_the_command_line(monkeypatch, capsys, cache):
     monkeypatch.setattr(speed, "MOST", 1)
-    monkeypatch.setattr(choice, "BACKENDS", {name: choice.BACKENDS[name] for name in ("eager", "onnx")})
+    monkeypatch.setattr(choice, "SINGLE", ("eager", "onnx"))
     folder = tiny_folder("sd15")
     assert main(["info", "--backends", "--json", str(folder)]) == 0
     said = json.loads(capsys.readouterr().out)

@@ -1,14 +1,18 @@
 """ONNX Runtime against the eager torch modules, on random models in the real layout."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 pytest.importorskip("onnx")
 
+from fewstep.backends import onnx_session
 from fewstep.backends.eager import EagerDenoiser
 from fewstep.backends.onnx import OnnxDenoiser
 from fewstep.backends.onnx_model import OnnxModel
@@ -237,3 +241,26 @@ def test_threads_follow_the_environment(monkeypatch):
     assert thread_count() == 1
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert 1 <= thread_count() <= 8
+
+
+def test_two_threads_that_make_the_first_sessions_share_one_pool(monkeypatch):
+    made, both = [], threading.Barrier(2)
+
+    class Ort:
+        SessionOptions = onnxruntime.SessionOptions
+
+        @staticmethod
+        def set_global_thread_pool_sizes(*sizes):
+            time.sleep(0.05)
+            made.append(sizes)
+
+    def make():
+        both.wait(10)
+        onnx_session.session_options(Ort)
+
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join(10)
+    assert made == [(onnx_session.thread_count(), 1)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fewstep.engine.local import LocalEngine, wait_for
 from fewstep.engine.scheduler import pick
-from fewstep.engine.work import Ask, BusyError, CancelledError, Work
+from fewstep.engine.work import Ask, BusyError, CancelledError, Rest, Work
 
 
 class Squares:
@@ -101,6 +101,51 @@ def test_everybody_gets_their_own_answers(orders, room):
         assert sum(map(len, network.calls)) == sum(len(numbers) for numbers, _, _ in orders)
     finally:
         engine.close()
+
+
+def resting(gate, made):
+    """One ask, and a rest that waits for `gate` and gives what `made` gives."""
+
+    def begin():
+        yield Ask("k", 1)
+
+        def make():
+            gate.wait(10)
+            return made()
+
+        return Rest(make)
+
+    return begin
+
+
+def test_a_rest_is_made_while_the_network_goes_on(engine):
+    ours, ends, gate, rested = engine(), Ends(), threading.Event(), []
+    first = Work(resting(gate, threading.get_ident), "a", 0.0, ends("rest"), lambda: rested.append(dict(ends.found)))
+    ours.submit(first)
+    ours.submit(work(ends, "other", 2, 3, 4))
+    assert ends.wait(1) == {"other": [4, 9, 16]} and rested == [{}]
+    gate.set()
+    assert ends.wait(2)["rest"] not in (threading.get_ident(), ours._thread.ident)
+    assert ours.stats.ended == 2
+
+
+def test_a_rest_that_fails_is_told_and_others_go_on(engine):
+    ours, ends, gate = engine(), Ends(), threading.Event()
+    gate.set()
+    ours.submit(Work(resting(gate, lambda: 1 // 0), "a", 0.0, ends("bad")))
+    ours.submit(Work(resting(gate, lambda: "good"), "a", 0.0, ends("good")))
+    found = ends.wait(2)
+    assert isinstance(found["bad"], ZeroDivisionError) and found["good"] == "good"
+
+
+def test_closing_waits_for_a_rest(engine):
+    ours, ends, gate = engine(), Ends(), threading.Event()
+    began = threading.Event()
+    ours.submit(Work(resting(gate, lambda: "done"), "a", 0.0, ends("rest"), began.set))
+    assert began.wait(10)
+    threading.Timer(0.05, gate.set).start()
+    ours.close()
+    assert ends.found == {"rest": "done"}
 
 
 def test_works_of_one_key_share_calls_at_different_steps(engine):

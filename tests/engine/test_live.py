@@ -10,7 +10,7 @@ from PIL import Image
 from fewstep.engine.changes import Changes
 from fewstep.engine.live import Failed, Frame, LiveSession, Output
 from fewstep.engine.local import LocalEngine
-from fewstep.engine.work import Ask
+from fewstep.engine.work import Ask, Rest
 
 
 class Echo:
@@ -41,11 +41,11 @@ def painter(order):
 
 
 class Watch:
-    def __init__(self, network=None, **how):
+    def __init__(self, network=None, paint=painter, **how):
         self.network = network or Echo()
         self.engine = LocalEngine(self.network)
         self.told = []
-        self.session = LiveSession(self.engine, painter, self.told.append, {"steps": 4}, owner="a", **how)
+        self.session = LiveSession(self.engine, paint, self.told.append, {"steps": 4}, owner="a", **how)
 
     def settle(self):
         until = time.monotonic() + 10
@@ -93,6 +93,53 @@ def test_the_last_stroke_waits_for_no_other_frames_than_those_that_had_begun(wat
     seqs = [output.order.frame.seq for output in one.settle()]
     assert seqs == [*range(depth), 49]
     assert 2 * 4 <= one.engine.stats.ticks <= 2 * 4 + 1  # the first frame may have had a call to itself
+
+
+class Aside:
+    """A painter whose frames are finished aside, while `gate` is open; `begun` are those that it began."""
+
+    def __init__(self):
+        self.begun, self.gate = [], threading.Event()
+
+    def __call__(self, order):
+        self.begun.append(order.frame.seq)
+        said = yield from painter(order)
+
+        def make():
+            self.gate.wait(10)
+            return said
+
+        return Rest(make)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_one_more_frame_is_begun_while_others_are_finished(watch, depth):
+    paint = Aside()
+    one = watch(paint=paint, depth=depth)
+    for seq in range(12):
+        one.session.offer(Frame(seq))
+        time.sleep(0.02)
+    assert len(paint.begun) == 2 and not one.told  # two wait to be finished: no third piles up behind them
+    paint.gate.set()
+    seqs = [output.order.frame.seq for output in one.settle()]
+    assert seqs == [0, 1, 11] and [output.final for output in one.told] == [False, False, True]
+
+
+def test_a_refined_picture_that_comes_too_late_is_not_told(watch):
+    paint = Aside()
+    one = watch(paint=paint, refine=lambda fields: {"steps": 8})
+    paint.gate.set()
+    one.session.offer(Frame(1))
+    until = time.monotonic() + 10
+    while len(paint.begun) < 2 and time.monotonic() < until:
+        paint.gate.clear()  # from now on: the refined one is held at its end
+        time.sleep(0.001)
+    time.sleep(0.1)
+    one.session.offer(Frame(2))
+    one.session.refine = None
+    paint.gate.set()
+    told = [(output.order.frame.seq, output.order.refined) for output in one.settle()]
+    assert told == [(1, False), (2, False)]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])

@@ -6,6 +6,7 @@
 | compiled, graphs, tensorrt | PyTorch, by region; from CUDA graphs; by TensorRT | as their modules say |
 | onnx | ONNX Runtime | CPU, float32 |
 | openvino | OpenVINO | CPU, float32 or bfloat16 |
+| both | ONNX Runtime until OpenVINO has compiled, in the background | CPU, as these |
 
 What a back end cannot run (textual inversions, inpainting networks, networks that no graph knows) goes to eager, and a
 note says so. Nothing here imports a runtime before it is chosen.
@@ -103,6 +104,10 @@ def _openvino(asked: Asked, why: str) -> OnnxModel:
     return _graphs("openvino", asked, why, ("float32", "bfloat16"))
 
 
+def _both(asked: Asked, why: str) -> OnnxModel:
+    return _graphs("both", asked, why, ("float32", "bfloat16"))
+
+
 def _graphs(runtime: str, asked: Asked, why: str, dtypes: tuple[str, ...]) -> OnnxModel:
     from fewstep.backends.onnx_model import open_onnx
     from fewstep.backends.sessions import check_runtime
@@ -123,11 +128,14 @@ BACKENDS: dict[str, Callable[[Asked, str], Model | OnnxModel]] = {
     "tensorrt": _tensorrt,
     "onnx": _onnx,
     "openvino": _openvino,
+    "both": _both,
 }
 """Name -> what opens a model for it, with why it was chosen. It raises GraphError for a model that it cannot run."""
 
 NAMES = ("auto", *BACKENDS)
-ON_GRAPHS = ("onnx", "openvino")
+ON_GRAPHS = ("onnx", "openvino", "both")
+SINGLE = tuple(name for name in BACKENDS if name != "both")
+"""Those that are worth measuring."""
 
 
 def open_with(asked: Asked, backend: str | None = None, *, embeddings: bool = False) -> Model | OnnxModel:

@@ -50,9 +50,9 @@ class Measured:
         return f"{first}: {ratio:.2g} times as fast as {others[0]} here, measured {self.date}"
 
 
-def recall(found: Description) -> Measured | None:
-    """What was measured for a model of this shape on this machine; None where nothing was."""
-    entry = _stored().get(_key(found)) if _path().is_file() else None
+def recall(found: Description, use: str = "") -> Measured | None:
+    """What was measured for a model of this shape on this machine, for a certain use; None where nothing was."""
+    entry = _stored().get(_key(found, use)) if _path().is_file() else None
     try:
         ms = {str(name): float(value) for name, value in entry["ms"].items()} if entry else {}
         return Measured(ms, str(entry["date"])) if entry and ms else None
@@ -60,10 +60,10 @@ def recall(found: Description) -> Measured | None:
         return None
 
 
-def remember(found: Description, ms: Mapping[str, float]) -> Measured:
+def remember(found: Description, ms: Mapping[str, float], use: str = "") -> Measured:
     """Keep what was measured now. Where the cache cannot be written it is not kept, and nothing else happens."""
     measured = Measured(dict(ms), date.today().isoformat())
-    stored = _stored() | {_key(found): {"ms": measured.ms, "date": measured.date, "model": found.name}}
+    stored = _stored() | {_key(found, use): {"ms": measured.ms, "date": measured.date, "model": found.name}}
     try:
         _path().parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=_path().parent, prefix=".backends-")
@@ -87,10 +87,10 @@ def _stored() -> dict[str, Any]:
         return {}
 
 
-def _key(found: Description) -> str:
-    """Of the machine, the versions and the networks' configs: not of the weights, which cost the same time."""
+def _key(found: Description, use: str) -> str:
+    """Of the machine, the versions, the networks' configs (not the weights, which cost the same time) and the use."""
     configs = {part: config for part, config in found.configs.items() if part not in ("model_index", "scheduler")}
-    facts = [chip(), thread_count(), [_version(name) for name in PACKAGES], configs]
+    facts = [chip(), thread_count(), [_version(name) for name in PACKAGES], configs, *([use] if use else [])]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,10 @@ session is made in half the time. What stays is chiefly the blocked layout of co
 
 MOST_THREADS = 8
 """More threads than this lose more by waiting for one another than a small picture's layers can give them."""
+
+
+_SHARING = Lock()
+"""Two threads that make the first two sessions would both set the pool, which is possible once."""
 
 
 class OnnxSession:
@@ -72,7 +77,8 @@ def session_options(ort: Any) -> Any:
     Without planning the reuse of memory, whose search is quadratic in the number of values of an unknown size: it takes
     three quarters of the time in which a UNet's session is made, and saves a picture's few megabytes.
     """
-    _share_threads(ort)
+    with _SHARING:
+        _share_threads(ort)
     options = ort.SessionOptions()
     options.use_per_session_threads = False
     options.enable_mem_reuse = False

@@ -49,8 +49,15 @@ class OpenVinoSession:
 
     def run(self, outputs: Sequence[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """These outputs of the graph."""
-        shapes = {name: value.shape for name, value in inputs.items()} if self._fixed else {}
-        return self._requests(shapes).run(outputs, inputs)
+        return self._requests(self._shapes(inputs)).run(outputs, inputs)
+
+    def has(self, inputs: Mapping[str, np.ndarray]) -> bool:
+        """Whether it is compiled for inputs of these shapes."""
+        return tuple(sorted(self._shapes(inputs).items())) in self._compiled
+
+    def _shapes(self, inputs: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+        """What it is compiled for; nothing where shapes are left open."""
+        return {name: value.shape for name, value in inputs.items()} if self._fixed else {}
 
     def _requests(self, shapes: Mapping[str, Sequence[int]]) -> _Requests:
         key = tuple(sorted(shapes.items()))

@@ -54,6 +54,7 @@ class Runtime(NamedTuple):
 RUNTIMES = {
     "onnx": Runtime("ONNX Runtime", "onnxruntime", "pip install onnxruntime"),
     "openvino": Runtime("OpenVINO", "openvino", "pip install 'fewstep[openvino]'"),
+    "both": Runtime("ONNX Runtime, then OpenVINO", "openvino", "pip install 'fewstep[openvino]'"),
 }
 
 
@@ -70,6 +71,10 @@ def open_session(runtime: str, graph: Path, weights: Mapping[str, np.ndarray], d
         from fewstep.backends.openvino_session import OpenVinoSession
 
         return OpenVinoSession(graph, weights, dtype)
+    if runtime == "both":
+        from fewstep.backends.both_session import BothSession
+
+        return BothSession(graph, weights, dtype)
     from fewstep.backends.onnx_session import OnnxSession
 
     return OnnxSession(graph, weights)

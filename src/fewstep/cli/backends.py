@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 def measure(path: str | None, *, as_json: bool, **parts: Any) -> int:
     """Measures, remembers, says; returns the exit code."""
-    from fewstep.backends.choice import BACKENDS
+    from fewstep.backends.choice import SINGLE
     from fewstep.backends.measured import chip, remember
     from fewstep.checkpoints.complete import describe_model
     from fewstep.evaluate.speed import STEPS, speeds
 
     parts = {name: value for name, value in parts.items() if value is not None}
     found, rows = describe_model(path, **parts), []
-    for number, name in enumerate(BACKENDS, 1):
-        print(f"fewstep: measuring {name} ({number} of {len(BACKENDS)})", file=sys.stderr)
+    for number, name in enumerate(SINGLE, 1):
+        print(f"fewstep: measuring {name} ({number} of {len(SINGLE)})", file=sys.stderr)
         rows += speeds(path, [name], **parts)
     measured = remember(found, {row.backend: row.ms for row in rows if row.ms is not None})
     if as_json:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.options import add_field, add_loading_options, check_new, loading_asked
+from fewstep.cli.quickest import quickest
 from fewstep.errors import RequestError
 from fewstep.request import SPECS
 
@@ -113,7 +114,8 @@ def _served(arguments: argparse.Namespace) -> Iterator[str]:
     from fewstep.serve.jobs import Studio
     from fewstep.serve.security import SOCKETS, Door
 
-    door = Door(application(Studio(fewstep.load(**loading_asked(arguments, None)))))
+    asked = loading_asked(arguments, None)
+    door = Door(application(Studio(fewstep.load(**asked | quickest(asked)))))
     with socket.socket(proto=socket.IPPROTO_TCP) as listening:  # else asyncio leaves Nagle on
         listening.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(door, log_config=None, log_level="warning", **SOCKETS))

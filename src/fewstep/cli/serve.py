@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.options import add_loading_options, loading_asked, shelf_options
+from fewstep.cli.quickest import quickest
 from fewstep.device import cores
 from fewstep.errors import RequestError
 
@@ -150,8 +151,11 @@ def _studio(arguments: argparse.Namespace) -> Studio:
     def load(path: Path) -> Pipeline:
         return load_pipeline(path, **how)
 
+    asked = loading_asked(arguments, None)
+    asked |= quickest(asked)
+
     def first() -> Pipeline:
-        return load_pipeline(**loading_asked(arguments, None), weights=not away)
+        return load_pipeline(**asked, weights=not away)
 
     budget = None if arguments.models_memory is None else int(arguments.models_memory * 1e9)
     found = first()

@@ -140,10 +140,10 @@ class Workshop:
     def _frame(self, number: int, letter: Letter) -> Steps:
         values = letter.values
         pipe, session = self._pipe(values["load"]), values["session"]
-        painter = self._painters.pop(session, None)
+        painter = self._painters.get(session)
         if painter is None or painter.pipe is not pipe:
-            painter = LivePainter(pipe)
-        self._painters[session] = painter
+            painter = self._painters[session] = LivePainter(pipe)
+        self._painters.move_to_end(session)
         while len(self._painters) > SESSIONS:
             self._painters.popitem(last=False)
         frame = Frame(values["seq"], letter.pictures.get("image"), mask=letter.pictures.get("mask"))
@@ -166,8 +166,8 @@ class Workshop:
             self.say(Letter({**values, "kind": "failed", "said": said, "status": status, "cancelled": cancelled}))
             return
         if letter.values["kind"] == "live":
-            painter = self._painters[letter.values["session"]]
-            values["moving"] = painter.moving(_live_request(letter.values["fields"]))
+            painter = self._painters.get(letter.values["session"])
+            values["moving"] = painter is not None and painter.moving(_live_request(letter.values["fields"]))
         self.say(Letter({**values, "kind": "painted"}, {"picture": result}))
 
 

@@ -74,7 +74,7 @@ class Counts:
 
 
 class LiveSession:
-    """See the module. `depth` is how many frames are in the making at once, at the most.
+    """See the module. `depth` is how many frames are in the making at once, at the most; one more may be at its `Rest`.
 
     `paint` makes an order's steps, on the engine's thread. `tell` gets every Output and Failed, on that thread too; it
     must not wait. `period_s` is what a frame may take: its deadline. `refine` says how an idle session's fields change
@@ -112,6 +112,7 @@ class LiveSession:
         self._better: threading.Timer | None = None
         self._begun_s = 0.0
         self._works: dict[Work, Order] = {}
+        self._resting: set[Work] = set()
         self._begun = self._shown = 0
         self._refined = False
         self._closed = self._paused = False
@@ -177,7 +178,8 @@ class LiveSession:
         for work, order in self._works.items():
             if order.refined:
                 self.engine.cancel(work)
-        if sum(not order.refined for order in self._works.values()) >= self.depth:
+        making = [work for work, order in self._works.items() if not order.refined and work not in self._resting]
+        if len(making) >= self.depth or len(self._resting) > 1:
             return
         frame, self._mailbox = self._mailbox or self._frame, None
         assert frame is not None
@@ -222,7 +224,12 @@ class LiveSession:
             now = self.engine.clock()
             self._ended(work, result, error, (begun[0] or now) - taken, now - (begun[0] or now))
 
-        work = Work(begin, self.owner, taken + within_s, ended)
+        def resting() -> None:
+            with self._lock:
+                self._resting.add(work)
+                self._start()
+
+        work = Work(begin, self.owner, taken + within_s, ended, resting)
         self._works[work] = order
         try:
             self.engine.submit(work)
@@ -233,13 +240,15 @@ class LiveSession:
     def _ended(self, work: Work, result: Any, error: BaseException | None, queued_s: float, painted_s: float) -> None:
         with self._lock:
             order = self._works.pop(work)
+            self._resting.discard(work)
             if self._closed:
                 return
             if error is None and not order.refined and self.moving is not None and self.moving(self.fields):
                 self._go_on_later()
             self._start()
             final = self.idle
-            if error is None and order.place > self._shown:
+            late = order.refined and work.cancelled
+            if error is None and not late and order.place > self._shown:
                 self._shown = order.place
                 self.counts.painted += 1
                 self.tell(Output(order, result, queued_s, painted_s, final))

@@ -1,7 +1,8 @@
 """The engine in this process: one thread that owns the network, and a queue with a limit.
 
-Everything that touches the network runs on that thread: a work's generator, and the network's answers. Callers are on
-any other; they hand works in and are told of the end by the work's `ended`.
+Everything that touches the network runs on that thread: a work's generator, and the network's answers. A `Rest` is made
+on a second one, while the network goes on. Callers are on any other; they hand works in and are told of the end by the
+work's `ended`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fewstep.engine.scheduler import pick
@@ -34,6 +36,7 @@ class LocalEngine:
         self._works: list[Work] = []
         self._condition = threading.Condition()
         self._closed = False
+        self._rests = ThreadPoolExecutor(1, thread_name_prefix="fewstep-rests")
         self._thread = threading.Thread(target=self._run, name="fewstep-engine", daemon=True)
         self._thread.start()
 
@@ -81,6 +84,7 @@ class LocalEngine:
                 left, self._works = self._works, []
             for work in left:
                 work.end(None, CancelledError("The server is shutting down."))
+            self._rests.shutdown()
 
     def _await_works(self) -> bool:
         """Sleep until there is something to do; False at the end."""
@@ -140,6 +144,10 @@ class LocalEngine:
             if work in self._works:
                 self._works.remove(work)
                 self.stats.ended += 1
+        if work.rest is not None:
+            if work.resting is not None:
+                work.resting()
+            self._rests.submit(work.finish)
 
 
 def wait_for(engine: LocalEngine, begin: Callable[[], Any], *, owner: str = "", within_s: float = 60.0) -> Any:

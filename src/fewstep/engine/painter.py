@@ -23,8 +23,8 @@ from fewstep.denoising import begin
 from fewstep.engine.live import Frame, Order
 from fewstep.engine.live_request import LiveRequest
 from fewstep.engine.pace import Pace
-from fewstep.engine.pictures import walked
-from fewstep.engine.work import Ask
+from fewstep.engine.pictures import finished, walked
+from fewstep.engine.work import Ask, Rest
 from fewstep.image import fit, fit_mask, open_image, open_mask
 from fewstep.infotext import Picture
 from fewstep.pipeline import Pipeline
@@ -59,7 +59,7 @@ class LivePainter:
         """Whether the same frame, painted again, would be another picture: a prompt on its way, a walk of the noise."""
         return not self._prompts.arrived or (fields.noise == "walk" and fields.noise_speed > 0)
 
-    def paint(self, order: Order) -> Generator[Ask, Array, Picture]:
+    def paint(self, order: Order) -> Generator[Ask, Array, Picture | Rest]:
         """The steps of an order; the result is its picture. Raises what planning raises: RequestError, LoraError."""
         pipe, fields, frame = self.pipe, order.fields, order.frame
         size = None if frame.picture is None else frame.picture.size
@@ -81,7 +81,7 @@ class LivePainter:
         if aside:
             denoiser = residual(denoiser, begun.known_BCHW, plan.guidance)
         z_BCHW = yield from walked(pipe, plan, denoiser, begun)
-        return pipe.finish(replace(plan, extra=extra), z_BCHW, 0, pipe.runner)[0]
+        return finished(pipe, replace(plan, extra=extra), z_BCHW, 0, pipe)
 
     def _planned(self, fields: LiveRequest, size: Size | None, masked: bool) -> Plan:
         """The plan of a revision for pictures of this size, without a picture of its own."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from fewstep import second
 from fewstep.conditioning import terms_at
 from fewstep.denoising import Begun, begin
-from fewstep.engine.work import Ask, Steps
+from fewstep.engine.work import Ask, Rest, Steps
 from fewstep.image import CELL_PX
 from fewstep.infotext import Picture
 from fewstep.pipeline import Pipeline
@@ -58,11 +58,20 @@ def paint(pipe: Pipeline, plan: Plan, index: int = 0, told: Told | None = None) 
     z_BCHW = yield from _pass(pipe, plan, index, None, lambda z0: heard(plan, z0, pipe.runner))
     other = pipe.hires or pipe
     if plan.hires is None:
-        return pipe.finish(plan, z_BCHW, index, pipe.runner)[0]
+        return finished(pipe, plan, z_BCHW, index, pipe)
     pipe.use_loras(plan)
     known_BCHW = second.enlarge((pipe.runner, other.runner), plan, z_BCHW)
     z_BCHW = yield from _pass(other, plan.hires, index, known_BCHW, lambda z0: heard(plan, z0, other.runner))
-    return pipe.finish(plan, z_BCHW, index, other.runner)[0]
+    return finished(pipe, plan, z_BCHW, index, other)
+
+
+def finished(pipe: Pipeline, plan: Plan, z_BCHW: Array, index: int, last: Pipeline) -> Picture | Rest:
+    """The picture of the latents that the `last` pipeline came to, made at once or, where that is safe, aside."""
+
+    def make() -> Picture:
+        return pipe.finish(plan, z_BCHW, index, last.runner)[0]
+
+    return Rest(make) if last.runner.decodes_aside else make()
 
 
 def _pass(

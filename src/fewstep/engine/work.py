@@ -18,7 +18,14 @@ class Ask:
     what: Any
 
 
-Steps: TypeAlias = "Generator[Ask, Any, Any]"
+@dataclass(frozen=True, eq=False)
+class Rest:
+    """What a work may return in place of its result: how to make that without the network, on any thread."""
+
+    make: Callable[[], Any]
+
+
+Steps: TypeAlias = "Generator[Ask, Any, Any | Rest]"
 """Yields asks, is sent answers, returns its result."""
 
 
@@ -55,14 +62,17 @@ class Work:
     """A picture, or a batch of them, in the making.
 
     `begin` makes the generator, on the engine's thread, when the work is first looked at. `owner` is whom it is for:
-    owners take turns. `deadline_s` is on the engine's clock. `ended` is called once, on the engine's thread, with the
-    result or with what went wrong. `number` is its own where it was sent away, `since_s` when the engine took it in.
+    owners take turns. `deadline_s` is on the engine's clock. `ended` is called once, on a thread of the engine's, with
+    the result or with what went wrong; `resting` before that, when a `Rest` of the work is left to do. `number` is its
+    own where it was sent away, `since_s` when the engine took it in.
     """
 
     begin: Callable[[], Any]
     owner: str
     deadline_s: float
     ended: Callable[[Any, BaseException | None], None]
+    resting: Callable[[], None] | None = None
+    rest: Rest | None = None
     cancelled: bool = False
     ask: Ask | None = None
     steps: Steps | None = field(default=None, repr=False)
@@ -83,12 +93,25 @@ class Work:
             else:
                 self.ask = self.steps.send(answer)
         except StopIteration as end:
-            self.end(end.value)
+            if isinstance(end.value, Rest):
+                self.rest, self.ask = end.value, None
+            else:
+                self.end(end.value)
         except Exception as error:  # noqa: BLE001 - whatever it is, its owner is told and the others go on
             self.end(None, error)
         else:
             return True
         return False
+
+    def finish(self) -> None:
+        """Do the rest, and end."""
+        assert self.rest is not None
+        try:
+            result = self.rest.make()
+        except Exception as error:  # noqa: BLE001 - as in `go_on`
+            self.end(None, error)
+        else:
+            self.end(result)
 
     def end(self, result: Any, error: BaseException | None = None) -> None:
         """Close the generator and tell the owner, once."""

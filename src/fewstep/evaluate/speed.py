@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fewstep.backends.choice import BACKENDS
+from fewstep.backends.choice import SINGLE
 from fewstep.errors import FewstepError
 from fewstep.pipeline import Pipeline, load
 from fewstep.request import Request
@@ -31,7 +31,7 @@ class Speed:
     why_not: str = ""
 
 
-def speeds(path: str | Path | None, names: Sequence[str] = tuple(BACKENDS), **parts: Any) -> Iterator[Speed]:
+def speeds(path: str | Path | None, names: Sequence[str] = SINGLE, **parts: Any) -> Iterator[Speed]:
     """Each back end's speed on the CPU, as it is measured; `parts` are `fewstep.load`'s base, vae and prediction.
 
     Raises CheckpointError where the model itself cannot be loaded.
@@ -48,10 +48,11 @@ def speeds(path: str | Path | None, names: Sequence[str] = tuple(BACKENDS), **pa
         if (instead := ran_by(pipe)) != name:
             yield Speed(name, why_not=pipe.notes[-1] if instead == "eager" else f"{instead} runs in its place")
             continue
-        yield _speed(name, pipe, begun)
+        yield speed_of(name, pipe, begun)
 
 
-def _speed(name: str, pipe: Pipeline, begun: float) -> Speed:
+def speed_of(name: str, pipe: Pipeline, begun: float) -> Speed:
+    """Of a pipeline that began to be loaded at `begun`, by the clock `time.perf_counter`."""
     request = Request("a red apple", steps=STEPS, seed=7)
     pipe(request)
     first_s, taken = time.perf_counter() - begun, []
