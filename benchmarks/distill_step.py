@@ -1,7 +1,7 @@
 """Race (P7): one LCM-LoRA training step of fewstep against what the diffusers script does in one, with random weights.
 
     python benchmarks/distill_step.py [--model mini|sd15] [--size 128] [--batch 8] [--precision bfloat16]
-        [--script-precision float32] [--rounds 5] [--threads 2]
+        [--script-precision float32] [--compile] [--rounds 5] [--threads 2]
 
 The peer re-states the step of diffusers' LCM-LoRA script for Stable Diffusion (webdataset version) from its documented
 behaviour: a second UNet as teacher, called once for each of the two prompts; the student with peft's LoRA layers of the
@@ -129,7 +129,15 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     """The race's recipe."""
     rank = RANKS[args.model]
     return make_recipe(
-        {"rank": rank, "alpha": rank, "batch": args.batch, "w_min": W, "w_max": W, "precision": args.precision}
+        {
+            "rank": rank,
+            "alpha": rank,
+            "batch": args.batch,
+            "w_min": W,
+            "w_max": W,
+            "precision": args.precision,
+            "compile": args.compile,
+        }
     )
 
 
@@ -229,6 +237,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--precision", choices=DTYPES, default="float32", help="number format of ours")
     parser.add_argument("--script-precision", choices=DTYPES, help="of the script; the same unless said")
+    parser.add_argument("--compile", action="store_true", help="ours by torch.compile, which needs a C++ compiler")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of PyTorch")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
@@ -258,6 +267,7 @@ def main() -> None:
         "batch": args.batch,
         "precision": args.precision,
         "script_precision": args.script_precision or args.precision,
+        "compile": args.compile,
         "threads": torch.get_num_threads(),
     }
     above = {name: value - peak_mb[LIBRARIES] for name, value in peak_mb.items() if name != LIBRARIES}

@@ -29,7 +29,7 @@ def conditioned(runner: Runner, plan: Plan, embeddings: Mapping[str, Vectors]) -
     Raises RequestError for a prompt that cannot be read.
     """
     beside = runner.beside(plan.image, plan.mask, plan.size)
-    reading = Reading(plan.request.clip_skip, plan.request.emphasis, embeddings, beside)
+    reading = Reading(plan.request.clip_skip, plan.request.emphasis, embeddings, beside, plan.draft)
 
     @cache
     def simple(words: str, negative: str | None, guidance: float) -> Denoiser:

@@ -87,7 +87,8 @@ class Plan:
 
     `stages` are the prompts, without LoRA tags, at each step; size is (width, height) in pixels; image and mask have
     that size. hashes are of the pictures as they were given; notes are sentences for the user. `window` is the side in
-    pixels of the windows it is painted in, 0 for the whole; `tiny`: by the tiny autoencoder; `hires` is the second
+    pixels of the windows it is painted in, 0 for the whole; `tiny`: by the tiny autoencoder; `draft`: a live frame,
+    which the back end `both` predicts by the faster of its two; `hires` is the second
     pass, which begins with `upscaler`, `extra` what a picture records of it.
     """
 
@@ -109,6 +110,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     window: int = 0
     tiny: bool = False
+    draft: bool = False
     hires: Plan | None = None
     upscaler: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)

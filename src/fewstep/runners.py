@@ -96,6 +96,8 @@ class Reading:
     embeddings: Mapping[str, Vectors] = field(default_factory=dict)
     beside: Array | None = None
     """What `Runner.beside` gave: for an inpainting UNet."""
+    draft: bool = False
+    """Whether a back end may predict in less precision than it does otherwise."""
 
 
 def _texts(encoder: Any, words: str, negative: str | None, reading: Reading) -> tuple[Any, Any]:
@@ -266,7 +268,8 @@ class OnnxRunner:
         """Text is encoded once and serves every picture."""
         from fewstep.backends.onnx import OnnxDenoiser
 
-        return OnnxDenoiser(self.model, *_texts(self.model.text, words, negative, reading), guidance)
+        text, untold = _texts(self.model.text, words, negative, reading)
+        return OnnxDenoiser(self.model, text, untold, guidance, draft=reading.draft)
 
     def beside(self, image: Image.Image | None, mask: Image.Image | None, size: tuple[int, int]) -> Array | None:
         """Graphs are of ordinary networks."""

@@ -2,9 +2,11 @@
 
 import time
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("onnx")
 pytest.importorskip("openvino")
@@ -17,6 +19,12 @@ from fewstep.backends.both_session import LASTING, BothSession
 from fewstep.backends.openvino_session import OpenVinoSession
 from fewstep.cli import quickest as cli_quickest
 from fewstep.cli.quickest import quickest
+from fewstep.engine.live import Frame, Order
+from fewstep.engine.live_request import LiveRequest
+from fewstep.engine.local import LocalEngine, wait_for
+from fewstep.engine.painter import LivePainter
+from fewstep.engine.pictures import PictureNetwork
+from fewstep.request import Request
 
 
 @pytest.fixture
@@ -39,9 +47,9 @@ def session():
     return BothSession(sessions.graphs / "text_kv.onnx", sessions.merged_weights("text_kv"))
 
 
-def asked(session, length=77):
+def asked(session, length=77, *, draft=True):
     text_BLD = np.random.default_rng(0).standard_normal((1, length, 160), np.float32)
-    return session.run(("text_kv_BLK",), {"text_BLD": text_BLD})[0]
+    return (session.draft if draft else session.run)(("text_kv_BLK",), {"text_BLD": text_BLD})[0]
 
 
 def compiled(session):
@@ -61,6 +69,7 @@ def test_what_lasts_is_compiled_and_all_else_answered_at_once(session, answered)
     np.testing.assert_allclose(asked(session), wanted, atol=1e-4)
     assert len(answered) == 1
     assert asked(session, 154).shape[1] == 154 and len(answered) == 1
+    assert (asked(session, draft=False) == wanted).all() and len(answered) == 1
 
 
 def test_what_nobody_wants_any_more_is_not_compiled(session, answered):
@@ -72,19 +81,33 @@ def test_what_nobody_wants_any_more_is_not_compiled(session, answered):
 
 
 @pytest.mark.slow
-def test_the_pictures_of_onnx_runtime_before_and_after_and_with_another_lora(monkeypatch):
+def test_live_frames_are_drafts_and_what_is_kept_is_onnx_runtimes(monkeypatch, answered):
+    """All by ONNX Runtime at first, then drafts by OpenVINO, a refined picture never; and again with another LoRA."""
     monkeypatch.setattr(both_session, "LASTING", 6)
-    pipe, plain = fewstep.load(backend="both"), fewstep.load(backend="onnx")
-    how = {"prompt": "a cat", "steps": 2, "seed": 5}
-    wanted = np.asarray(plain(**how), int)
+    pipe, plain = fewstep.load(backend="both", dtype="bf16"), fewstep.load(backend="onnx")
+    painters = [LivePainter(one, seed=5) for one in (pipe, plain)]
+    engine, fields = LocalEngine(PictureNetwork()), LiveRequest(Request("a red apple, 3d", steps=2))
+
+    def shown(*, refined):
+        order = Order(Frame(1, Image.new("RGB", (128, 128), "gray")), 1, fields, refined)
+        return [np.asarray(wait_for(engine, partial(one.paint, order)), int) for one in painters]
+
+    first = shown(refined=False)
+    assert (first[0] == first[1]).all()
     for _ in range(4):
-        assert abs(np.asarray(pipe(**how), int) - wanted).max() <= 1
+        shown(refined=False)
     compiled(pipe.model.sessions._made["unet"].result())
-    assert abs(np.asarray(pipe(**how), int) - wanted).max() <= 1
-    lora = pipe.loras[0][0].path
+    answered.clear()
+    draft = shown(refined=False)
+    assert len(answered) == 2 and 0 < abs(draft[0] - draft[1]).mean() < 2
+    kept = shown(refined=True)
+    assert (kept[0] == kept[1]).all() and len(answered) == 2
     for one in (pipe, plain):
-        one.set_loras((lora, 0.7))
-    assert (np.asarray(pipe(**how), int) == np.asarray(plain(**how), int)).all()
+        one.set_loras((pipe.loras[0][0].path if one.loras else None, 0.7))
+    other = shown(refined=False)
+    assert (other[0] == other[1]).all() and len(answered) == 2
+    engine.close()
+    assert "Precision: float32" in pipe("a cat", steps=1, seed=1).info["parameters"]
 
 
 def test_a_server_measures_once_and_says_what_it_takes(monkeypatch, tmp_path, capsys):

@@ -6,7 +6,7 @@
 | compiled, graphs, tensorrt | PyTorch, by region; from CUDA graphs; by TensorRT | as their modules say |
 | onnx | ONNX Runtime | CPU, float32 |
 | openvino | OpenVINO | CPU, float32 or bfloat16 |
-| both | ONNX Runtime until OpenVINO has compiled, in the background | CPU, as these |
+| both | ONNX Runtime; live frames by OpenVINO, when it has compiled | CPU; these frames in bfloat16 too |
 
 What a back end cannot run (textual inversions, inpainting networks, networks that no graph knows) goes to eager, and a
 note says so. Nothing here imports a runtime before it is chosen.

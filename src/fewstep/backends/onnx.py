@@ -36,12 +36,15 @@ class OnnxDenoiser:
         text: OnnxText,
         negative: OnnxText | None = None,
         guidance: float | Sequence[float] = 1.0,
+        *,
+        draft: bool = False,
     ) -> None:
         """Text and negative: one row for all items, or one for each; guidance: one number, or one for each item.
 
-        negative None stands for the empty prompt. The text's keys and values are computed here, once for all steps.
+        negative None stands for the empty prompt; draft as in `Sessions.draft`. The text's keys and values are computed
+        here, once for all steps.
         """
-        self.model = model
+        self.model, self.draft = model, draft
         self.guidance = (float(guidance),) if isinstance(guidance, (int, float)) else tuple(map(float, guidance))
         guided = model.guidance_width is None and any(value != 1 for value in self.guidance)
         if negative is None and guided:
@@ -52,9 +55,9 @@ class OnnxDenoiser:
 
     @property
     def kind(self) -> Hashable:
-        """Denoisers of one kind can be `joined`: of one model, with texts of the same lengths."""
+        """Denoisers of one kind can be `joined`: of one model and precision, with texts of the same lengths."""
         negative = None if self.untold is None else _length(self.untold)
-        return id(self.model), _length(self.told), negative
+        return id(self.model), self.draft, _length(self.told), negative
 
     @staticmethod
     def joined(denoisers: Sequence[OnnxDenoiser]) -> OnnxDenoiser:
@@ -70,7 +73,7 @@ class OnnxDenoiser:
         text, negative = _between(start.text, self.text, share), self.negative
         if negative is not None and start.negative is not None:
             negative = _between(start.negative, negative, share)
-        return OnnxDenoiser(self.model, text, negative, self.guidance)
+        return OnnxDenoiser(self.model, text, negative, self.guidance, draft=self.draft)
 
     def __call__(self, z_BCHW: Any, timestep_B: Any) -> np.ndarray:
         """The clean latents predicted for z_BCHW, each item at its own timestep; one timestep serves all."""
@@ -80,6 +83,9 @@ class OnnxDenoiser:
             timestep_B = np.broadcast_to(timestep_B, (len(z_BCHW),))
         return to_z0(self.model.schedule, z_BCHW, self._output(z_BCHW, np.maximum(timestep_B, 0)), timestep_B)
 
+    def _unet(self, z_BCHW: np.ndarray, timestep_B: np.ndarray, **conditions: np.ndarray) -> np.ndarray:
+        return self.model.unet(z_BCHW, timestep_B, draft=self.draft, **conditions)
+
     def _output(self, z_BCHW: np.ndarray, timestep_B: np.ndarray) -> np.ndarray:
         count = len(z_BCHW)
         guidance = self.guidance * count if len(self.guidance) == 1 else self.guidance
@@ -88,20 +94,20 @@ class OnnxDenoiser:
         told, guided = _rows(self.told, count), [item for item, value in enumerate(guidance) if value != 1]
         if (width := self.model.guidance_width) is not None:
             w_BD = guidance_embedding([w_of(value) for value in guidance], dim=width, like=z_BCHW)
-            return self.model.unet(z_BCHW, timestep_B, **told, guidance_BD=w_BD)
+            return self._unet(z_BCHW, timestep_B, **told, guidance_BD=w_BD)
         if not guided or self.untold is None:
-            return self.model.unet(z_BCHW, timestep_B, **told)
+            return self._unet(z_BCHW, timestep_B, **told)
         untold = {name: rows[guided] for name, rows in _rows(self.untold, count).items()}
         if _length(untold) == _length(told):
-            both = self.model.unet(
+            both = self._unet(
                 np.concatenate([z_BCHW, z_BCHW[guided]]),
                 np.concatenate([timestep_B, timestep_B[guided]]),
                 **_joined([told, untold]),
             )
             out_BCHW, uncond = both[:count].copy(), both[count:]
         else:  # of another number of chunks
-            out_BCHW = self.model.unet(z_BCHW, timestep_B, **told).copy()
-            uncond = self.model.unet(z_BCHW[guided], timestep_B[guided], **untold)
+            out_BCHW = self._unet(z_BCHW, timestep_B, **told).copy()
+            uncond = self._unet(z_BCHW[guided], timestep_B[guided], **untold)
         out_BCHW[guided] = guide(out_BCHW[guided], uncond, [guidance[item] for item in guided])
         return out_BCHW
 

@@ -40,7 +40,9 @@ class OnnxModel:
         if unet.get("in_channels") == INPAINTING:
             raise GraphError("graphs are of ordinary networks, and this is an inpainting one")
         self.name, self.path, self.family = found.name, found.path, found.family
-        self.schedule, self.sampling, self.notes, self.dtype = found.schedule, found.sampling, notes, dtype
+        self.schedule, self.sampling, self.notes = found.schedule, found.sampling, notes
+        self.dtype = "float32" if runtime == "both" else dtype
+        """Of all but drafts."""
         self.guidance_width: int | None = unet.get("time_cond_proj_dim")
         source = found.sources.get("vae", found.path)
         lent = source if isinstance(source, Path) else source.path
@@ -90,14 +92,17 @@ class OnnxModel:
         kv_BLK = self.sessions.run("text_kv", "text_kv_BLK", text_BLD=text.text_BLD)
         return {"text_kv_BLK": kv_BLK} | ({} if text.pooled_BD is None else {"pooled_BD": text.pooled_BD})
 
-    def unet(self, z_BCHW: np.ndarray, timestep_B: np.ndarray, **conditions: np.ndarray) -> np.ndarray:
+    def unet(
+        self, z_BCHW: np.ndarray, timestep_B: np.ndarray, *, draft: bool = False, **conditions: np.ndarray
+    ) -> np.ndarray:
         """The network's output, of the shape of z_BCHW; `conditions`, and guidance_BD where it takes that."""
         if "pooled_BD" in conditions:
             height, width = (side * CELL_PX for side in z_BCHW.shape[-2:])
             sizes = np.array([[height, width, 0, 0, height, width]], np.float32)
             conditions["time_ids_B6"] = np.repeat(sizes, len(z_BCHW), axis=0)
         inputs = {"z_BCHW": z_BCHW, "timestep_B": timestep_B.astype(np.float32), **conditions}
-        return self.sessions.run("unet", "output_BCHW", **inputs)
+        run = self.sessions.draft if draft else self.sessions.run
+        return run("unet", "output_BCHW", **inputs)
 
     def encode(self, pixels_BHWC: np.ndarray, *, tiny: bool = False) -> np.ndarray:
         """Pictures of uint8 to scaled latents: the mean of the posterior, the same each time."""

@@ -123,19 +123,26 @@ class Sessions:
         """One output of a graph, as `run_all`."""
         return self.run_all(graph, (output,), **inputs)[0]
 
+    def draft(self, graph: str, output: str, **inputs: np.ndarray) -> np.ndarray:
+        """One output of a graph, by the faster of two runtimes where there are two (`BothSession`)."""
+        session = self._session(graph)
+        return getattr(session, "draft", session.run)((output,), inputs)[0]
+
     def run_all(self, graph: str, outputs: Sequence[str], **inputs: np.ndarray) -> list[np.ndarray]:
         """Outputs of a graph; its session is made or waited for.
 
         Raises CheckpointError when the graph or its weights cannot be read.
         """
+        return self._session(graph).run(outputs, inputs)
+
+    def _session(self, graph: str) -> Session:
         self.start(graph)
         made = self._made[graph]
         try:
-            session = made.result()
+            return made.result()
         except CheckpointError:
             self._made.pop(graph, None)
             raise
-        return session.run(outputs, inputs)
 
     def set_additions(self, additions: Additions) -> None:
         """Merge these LoRA layers ("unet.<module>", "text_encoder.<module>") instead of the former ones.

@@ -1,8 +1,8 @@
-"""What paints the embedded model's pictures in a server: measured once on this machine, then remembered.
+"""What paints the embedded model's live frames in a server: measured once on this machine, then remembered.
 
-ONNX Runtime is there sooner, which counts where one picture is wanted. A server and its live pages want many; there
-OpenVINO may be faster, in bfloat16 above all, where the processor can multiply that. It then stands behind ONNX Runtime
-(the back end `both`), so that no change of a LoRA's weight waits for its compiler.
+ONNX Runtime is there sooner, and gives the same picture each time. For live frames OpenVINO may be the better one, in
+bfloat16 above all, where the processor can multiply that. It then stands behind ONNX Runtime (the back end `both`), so
+that no change of a LoRA's weight waits for its compiler.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
-USE, WORTH = "many pictures", 1.15
+USE, WORTH = "live frames", 1.15
 """How many times as fast another one must be to stand in for ONNX Runtime, which is float32 and takes every size."""
 
 LIGHT: Mapping[str, dict[str, Any]] = {

@@ -66,6 +66,7 @@ class LivePainter:
         plan = self._with_frame(self._plan(fields, size, frame.mask is not None), frame)
         if plan.request.autoencoder == "auto" and not order.refined:
             plan = replace(plan, tiny=bool(pipe.model.tiny))
+        plan = replace(plan, draft=not order.refined)
         aside = _is_aside(fields, plan)
         denoiser = self._denoiser(replace(plan, guidance=1.0) if aside else plan)
         extra = {"Guidance mode": "residual"} if aside else {}
@@ -109,6 +110,7 @@ class LivePainter:
             self.pipe.lora_state(plan),
             plan.stages,
             plan.guidance,
+            plan.draft,
             asked.clip_skip,
             asked.emphasis,
             plan.window,
