@@ -93,7 +93,13 @@ BENCHMARKS = (
         "P6",
         ("lora_merge-file", "lora_merge-fuse", "lora_merge-weight"),
     ),
-    Benchmark("distill_step", "distill_step.py", "--rounds 3", "--rounds 1 --batch 1 --size 64", "P7"),
+    Benchmark(
+        "distill_step",
+        "distill_step.py",
+        "--model sd15 --size 256 --batch 1 --precision bfloat16 --script-precision float32 --rounds 3",
+        "--rounds 1 --batch 1 --size 64",
+        "P7",
+    ),
     Benchmark("users", "users.py", "--seconds 4", "--seconds 3 --rounds 1 --users 2 --steps 1", "P10"),
     Benchmark(
         "users-cuda", "users.py", "--model sd15 --device cuda", "--device cuda --seconds 3 --rounds 1 --steps 1", "P10"
