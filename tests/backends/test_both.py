@@ -138,3 +138,16 @@ def test_a_small_gain_is_none(monkeypatch, tmp_path):
     measured = fewstep.backends.measured.Measured({"onnx": 80.0, "openvino": 72.0}, "2026-11-22")
     monkeypatch.setattr(cli_quickest, "_measured", lambda found: measured)
     assert quickest({"path": None}) == {}
+
+
+def test_a_runtime_that_fails_is_not_taken(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("fewstep.pipeline.load", lambda **how: how)
+
+    def speed_of(name, pipe, begun):
+        if name != "onnx":
+            raise RuntimeError("no such plugin")
+        return fewstep.evaluate.speed.Speed(name, 1.0, 80.0, 3)
+
+    monkeypatch.setattr("fewstep.evaluate.speed.speed_of", speed_of)
+    assert quickest({"path": None}) == {}
