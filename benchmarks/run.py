@@ -96,7 +96,7 @@ BENCHMARKS = (
     Benchmark(
         "distill_step",
         "distill_step.py",
-        "--model sd15 --size 256 --batch 4 --precision bfloat16 --script-precision float32 --rounds 2",
+        "--model sd15 --size 256 --batch 1 --precision bfloat16 --script-precision float32 --rounds 3",
         "--rounds 1 --batch 1 --size 64",
         "P7",
     ),
