@@ -1,5 +1,6 @@
 """A server on a free port, on a thread of its own."""
 
+import asyncio
 import socket
 import sys
 import threading
@@ -25,7 +26,14 @@ def running(studio, *, around=lambda app: app, grace_s=5, how=None, **door):
         yield listening.getsockname()[1]
         server.should_exit = True
         thread.join(30)  # on a busy machine
-        assert not thread.is_alive(), stacks()
+        assert not thread.is_alive(), f"{tasks(server)}\n{stacks()}"
+
+
+def tasks(server):
+    """What the server's loop still waits for."""
+    found = [] if server._loop is None else asyncio.all_tasks(server._loop)
+    left = f"{len(server.server_state.connections)} connections, {len(server.server_state.tasks)} requests"
+    return "\n".join([left, *(f"{task.get_name()}: {task.get_coro()} {task.get_stack()}" for task in found)])
 
 
 def stacks():
