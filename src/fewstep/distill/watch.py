@@ -4,6 +4,9 @@ Both are optional packages, imported when asked for. Nothing is ever sent anywhe
 `wandb sync` uploads when its owner wants that.
 """
 
+# An extra that need not be there.
+# pyright: reportMissingImports=false
+
 import json
 import os
 import time

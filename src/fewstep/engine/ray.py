@@ -4,6 +4,9 @@ The server stays the one that clients speak to, and the one that knows the sessi
 pickles what it sends and opens ports on every address: for networks that are trusted as a whole.
 """
 
+# An extra that need not be there.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import os

@@ -3,6 +3,9 @@
 Jacob et al. 2018 (arXiv:1712.05877); Xiao et al. 2023 (SmoothQuant, arXiv:2211.10438), by NNCF.
 """
 
+# An extra that need not be there.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import os
