@@ -1,4 +1,4 @@
-"""The browser that the races in a page are run in: nothing of its own on the network, drawing by software."""
+"""The browser that pages are raced and tested in: nothing of its own on the network, drawing by software."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-sync",
 ]
+FOUND = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+"""Chromium's or Chrome's program, where there is one."""
 
 
 def program() -> str:
-    """Chromium's or Chrome's; ends the script where there is none."""
-    found = shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
+    """The same; ends the script where there is none."""
+    if FOUND is None:
         raise SystemExit("There is no Chromium on this machine.")
-    return found
+    return FOUND

@@ -8,9 +8,9 @@ behaviour: a second UNet as teacher, called once for each of the two prompts; th
 same rank on the same layers; a target pass without gradient; VAE and text encoder inside the loop; Huber loss,
 gradient clipping at 1, AdamW. It is timed with the encoders ("script"), with them left out of the count ("script,
 cached"), and so with --gradient_checkpointing too, as its README calls it ("script, cached, checkpointing"). Ours reads
-latents and text from a cache, as training does, and recomputes nothing. In bfloat16 the
-peer does what the script does under that name: both UNets and the text encoder in bfloat16, LoRA layers in float32
-under autocast, and the autoencoder in float32.
+latents and text from a cache, as training does, and recomputes nothing. In bfloat16 the peer does what the script does
+under that name: both UNets and the text encoder in bfloat16, LoRA layers in float32 under autocast, and the autoencoder
+in float32.
 
 Time: all by turns in one process. Memory: the peak resident set of each alone, in a process of its own; the
 figure "libraries" is that of a process that has only imported them, and is counted in the others.

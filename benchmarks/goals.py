@@ -140,9 +140,7 @@ _SCRIPTS = ("lora_merge-file", "lora_merge-fuse", "lora_merge-weight")
 GOALS = (
     Goal("P1", "a warm 4-step picture of the embedded model", "diffusers 4x", ("picture-pictogram",), _picture),
     Goal("P2", "a new process to the PNG on disk", "diffusers 6x, 1.2 s", ("cold_start",), _cold),
-    Goal(
-        "P3", "live, stroke to picture, 2 to 4 steps", "12 fps, 120 ms", ("live_page", "live_page-backend-onnx"), _live
-    ),
+    Goal("P3", "live, stroke to picture, 2 to 4 steps", "12 fps, 120 ms", _LIVE, _live),
     Goal("P4", "SD 1.5's size on a CPU", "diffusers 2x, OpenVINO by hand 1x", _SD15, _sd15),
     Goal("P5", "a picture's loop beside its network", "1 ms", ("overhead",), _loop),
     Goal("P6", "a rank-64 LoRA of SD 1.5's size, merged", "diffusers 3x", _SCRIPTS, _lora),

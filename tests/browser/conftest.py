@@ -1,6 +1,5 @@
 """`fewstep serve` with the embedded model, and Chromium in front of it."""
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -10,15 +9,11 @@ from pathlib import Path
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from benchmarks import chromium as program
+
 FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
+    *program.FLAGS,
     "--disable-component-update",
-    "--disable-sync",
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
     "--auto-select-tab-capture-source-by-title=fewstep",
@@ -76,10 +71,10 @@ def locked_address():
 @pytest.fixture(scope="session")
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra browser)")
-    if CHROMIUM is None:
+    if program.FOUND is None:
         pytest.skip("there is no Chromium on this machine")
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        browser = driver.chromium.launch(executable_path=program.FOUND, headless=True, args=FLAGS)
         yield browser
         browser.close()
 
