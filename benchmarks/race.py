@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from fewstep.device import cores, cpu_name
+from fewstep.device import cores, cpu_name, memory_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "onnxruntime", "openvino", "nncf", "numpy")
@@ -214,12 +214,9 @@ def threads() -> int:
 
 
 def memory_gb(kind: str = "MemAvailable") -> float | None:
-    """Of the machine ("MemTotal"), or what is free of it ("MemAvailable"); None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((round(int(line.split()[1]) / 2**20, 1) for line in lines if line.startswith(kind)), None)
+    """As `fewstep.device.memory_bytes`."""
+    found = memory_bytes(kind)
+    return None if found is None else round(found / 2**30, 1)
 
 
 def gpu() -> str | None:

@@ -108,6 +108,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def memory_bytes(kind: str = "MemAvailable") -> int | None:
+    """Of the machine ("MemTotal"), or what is free of it ("MemAvailable"); None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{kind}:")), None)
+
+
 def cpu_name() -> str:
     """Its name, where the system tells."""
     try:

@@ -6,16 +6,18 @@ constant on the array itself, so no file is written and protobuf's 2 GiB are nev
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fewstep.backends.onnx_session import thread_count
+from fewstep.device import memory_bytes
 from fewstep.errors import CheckpointError
+from fewstep.graphs.winograd import DOMAIN, transformed, transforms
 
 SMALL_BYTES = 500_000_000
 """Weights of a network that is compiled for every shape of its inputs. With shapes left open OpenVINO finds out those
@@ -25,6 +27,10 @@ inside at every node and fuses less: 1.5 times the time of `pictogram`'s UNet, a
 MOST_SHAPES = 6
 """Compiled networks that a small one keeps; the one whose use is longest ago leaves."""
 
+WINOGRAD_MEMORY = 3.0
+"""Times its weights that must be free for a network with Winograd's convolutions: SD 1.5's takes 2.5 times, and without
+these convolutions 1.2."""
+
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -33,8 +39,9 @@ class OpenVinoSession:
 
     def __init__(self, graph: Path, weights: Mapping[str, np.ndarray], dtype: str = "float32") -> None:
         """dtype is what is computed in. Raises CheckpointError when OpenVINO refuses the graph or the weights."""
+        self.graph = _graph_for(graph, weights, dtype)
         try:
-            self._model = read_network(graph, weights)
+            self._model = read_network(self.graph, weights)
         except Exception as error:  # noqa: BLE001 - OpenVINO's exceptions have no common class
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"OpenVINO cannot load '{graph}' ({reason}). Export the model again.") from None
@@ -95,35 +102,66 @@ def core() -> Any:
     return openvino.Core()
 
 
+def _graph_for(graph: Path, weights: Mapping[str, np.ndarray], dtype: str) -> Path:
+    """The one with Winograd's convolutions where there is such a one, memory for it, and float32, which they need."""
+    wide, free = graph.with_name(f"{graph.stem}.winograd.onnx"), memory_bytes()
+    if dtype != "float32" or free is None or not wide.is_file():
+        return graph
+    return wide if free > WINOGRAD_MEMORY * sum(weight.nbytes for weight in weights.values()) else graph
+
+
 def read_network(graph: Path, weights: Mapping[str, np.ndarray]) -> Any:
     """The graph as OpenVINO's model, on these arrays."""
     from openvino import opset13
 
-    model = core().read_model(_open_graph(graph))
+    opened = _open_graph(graph)
+    values = {name: weights[name].reshape(tuple(shape)) for name, shape in opened.weights.items()}
+    values |= {name: transformed(weights[of], tile) for name, (of, tile) in opened.winograd.items()}
+    model = core().read_model(opened.text)
     for parameter in list(model.get_parameters()):
-        if (name := parameter.get_friendly_name()) in weights:
-            value = opset13.constant(weights[name], shared_memory=True, name=name)
+        if (name := parameter.get_friendly_name()) in values:
+            value = opset13.constant(values[name], shared_memory=True, name=name)
             parameter.output(0).replace(value.output(0))
             model.remove_parameter(parameter)
     model.validate_nodes_and_infer_types()
     return model
 
 
-def _open_graph(graph: Path) -> bytes:
+class _Opened(NamedTuple):
+    """A graph whose weights are inputs: its text, their shapes, and which are Winograd's, of which weight, by tiles of
+    which side.
+    """
+
+    text: bytes
+    weights: dict[str, list[int]]
+    winograd: dict[str, tuple[str, int]]
+
+
+def _open_graph(graph: Path) -> _Opened:
     """The graph's file with its outside weights as inputs, and group norms in one node."""
     import onnx
 
+    from fewstep.graphs.graph import weight_shapes
+
     model = onnx.load(graph, load_external_data=False)
-    kept = []
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        else:
-            kept.append(tensor)
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    shapes = weight_shapes(model)
+    made = {node.output[0]: (node.input[0], node.attribute[0].i) for node in model.graph.node if node.domain == DOMAIN}
+    plain = {name: shape for name, shape in shapes.items() if name not in {of for of, _ in made.values()}}
+    wanted = plain | {name: [len(transforms(tile).pixels), *shapes[of][:2]] for name, (of, tile) in made.items()}
+    model.graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in wanted.items()
+    )
+    _keep(model.graph.initializer, lambda tensor: tensor.name not in shapes)
+    _keep(model.graph.node, lambda node: node.domain != DOMAIN)
     _group_norms(model.graph)
-    return model.SerializeToString()
+    return _Opened(model.SerializeToString(), plain, made)
+
+
+def _keep(values: Any, wanted: Callable[[Any], bool]) -> None:
+    """Of a protobuf's list."""
+    kept = [value for value in values if wanted(value)]
+    del values[:]
+    values.extend(kept)
 
 
 def _group_norms(graph: Any) -> None:

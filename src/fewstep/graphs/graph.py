@@ -31,6 +31,9 @@ class Graph:
     `what` names the network in errors; `shapes` maps every weight of its checkpoint to its shape.
     """
 
+    channels = 1
+    """Which dimension of the inner values has the channels."""
+
     def __init__(self, what: str, shapes: Shapes) -> None:
         self.what, self.shapes = what, shapes
         self.nodes: list[onnx.NodeProto] = []
@@ -85,17 +88,27 @@ class Graph:
             self._shape_of[like] = self.add("Shape", like)
         return self.add("Reshape", x, self._shape_of[like])
 
-    def tokens(self, x_BCHW: str) -> str:
+    def enter(self, x_BCHW: str, /) -> str:
+        """From the layout of the graph's inputs to that of its inner values: the same here."""
+        return x_BCHW
+
+    def leave(self, x_BCHW: str, /) -> str:
+        """To the layout of the graph's outputs."""
+        return x_BCHW
+
+    def tokens(self, x_BCHW: str, /) -> str:
         """The pixels as tokens: (B, H*W, C)."""
         return self.add("Transpose", self.reshape(x_BCHW, 0, 0, -1), perm=[0, 2, 1])
 
-    def pixels(self, x_BLC: str, like_BCHW: str) -> str:
+    def pixels(self, x_BLC: str, like_BCHW: str, /) -> str:
         """The tokens as pixels again."""
         return self.reshape_like(self.add("Transpose", x_BLC, perm=[0, 2, 1]), like_BCHW)
 
-    def conv(self, x_BCHW: str, name: str, *, stride: int = 1, pads: Sequence[int] | None = None) -> str:
+    def conv(
+        self, x_BCHW: str, name: str, /, *, level: int = 0, stride: int = 1, pads: Sequence[int] | None = None
+    ) -> str:
         """A convolution, with bias where it has one; padded to keep the size unless `pads` (top, left, bottom, right)
-        says otherwise.
+        says otherwise. `level` is how often the picture was halved.
         """
         kernel = list(self.shapes[self.weight(f"{name}.weight")][2:])
         around = [side // 2 for side in kernel * 2] if pads is None else list(pads)
@@ -123,7 +136,7 @@ class Graph:
         """The exact one, by the error function."""
         return self.add("Gelu", x, domain="com.microsoft")
 
-    def group_norm(self, x_BCHW: str, name: str, *, groups: int, eps: float) -> str:
+    def group_norm(self, x_BCHW: str, name: str, /, *, groups: int, eps: float) -> str:
         """Each group as one instance, then each channel's scale and bias.
 
         The second half is a BatchNormalization of mean 0 and variance 1, which is one pass where Mul and Add are two.
@@ -135,6 +148,11 @@ class Graph:
         affine = (f"{name}.weight", self.weight(f"{name}.bias"), self.full(channels, 0), self.full(channels, 1))
         return self.add("BatchNormalization", self.reshape_like(normal, x_BCHW), *affine, epsilon=0.0)
 
+    def halves(self, x: str, name: str, /) -> tuple[str, str]:
+        """A linear layer's first and last half."""
+        first = self.add("Split", self.linear(x, name), outputs=2, axis=-1, num_outputs=2)
+        return first, f"{first}.1"
+
     def layer_norm(self, x: str, name: str, *, eps: float = 1e-5) -> str:
         """Over the last dimension."""
         weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
@@ -144,17 +162,36 @@ class Graph:
         """Scaled dot-product attention."""
         return self.add("Attention", q_BLD, k_BLD, v_BLD, q_num_heads=heads, kv_num_heads=heads, is_causal=int(causal))
 
-    def residual(self, x_BCHW: str, name: str, *, groups: int, eps: float, temb_BD: str | None = None) -> str:
+    def residual(
+        self,
+        x_BCHW: str,
+        name: str,
+        *,
+        groups: int,
+        eps: float,
+        temb_BD: str | None = None,
+        level: int = 0,
+    ) -> str:
         """Two normalised convolutions beside a shortcut, the timestep added between them (He et al. 2016; DDPM)."""
-        hidden = self.conv(self.silu(self.group_norm(x_BCHW, f"{name}.norm1", groups=groups, eps=eps)), f"{name}.conv1")
+        normal = self.silu(self.group_norm(x_BCHW, f"{name}.norm1", groups=groups, eps=eps))
+        hidden = self.conv(normal, f"{name}.conv1", level=level)
         if temb_BD is not None:
-            shift_BC11 = self.reshape(self.gemm(temb_BD, f"{name}.time_emb_proj"), 0, -1, 1, 1)
-            hidden = self.add("Add", hidden, shift_BC11)
-        hidden = self.conv(self.silu(self.group_norm(hidden, f"{name}.norm2", groups=groups, eps=eps)), f"{name}.conv2")
+            hidden = self.shifted(hidden, self.gemm(temb_BD, f"{name}.time_emb_proj"))
+        normal = self.silu(self.group_norm(hidden, f"{name}.norm2", groups=groups, eps=eps))
+        hidden = self.conv(normal, f"{name}.conv2", level=level)
         shortcut = (
             self.conv(x_BCHW, f"{name}.conv_shortcut") if f"{name}.conv_shortcut.weight" in self.shapes else x_BCHW
         )
         return self.add("Add", hidden, shortcut)
+
+    def shifted(self, x_BCHW: str, shift_BC: str, /) -> str:
+        """x with a number added to each channel."""
+        return self.add("Add", x_BCHW, self.reshape(shift_BC, 0, -1, 1, 1))
+
+    def resize_like(self, x_BCHW: str, like_BCHW: str, level: int, /) -> str:
+        """Nearest neighbour, to the height and width of another."""
+        size = [self.add("Shape", x_BCHW, end=2), self.add("Shape", like_BCHW, start=2)]
+        return self.resize(x_BCHW, size=self.add("Concat", *size, axis=0))
 
     def resize(self, x_BCHW: str, *, size: str = "", scales: str = "") -> str:
         """Nearest neighbour, as torch has it."""
@@ -168,6 +205,7 @@ class Graph:
         """The model; `inputs` maps names to (element type, shape), `outputs` maps names to (value, shape)."""
         for name, (value, _) in outputs.items():
             self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
+        domains = sorted({"com.microsoft", *(node.domain for node in self.nodes if node.domain)})
         graph = helper.make_graph(
             self.nodes,
             "fewstep",
@@ -178,7 +216,7 @@ class Graph:
             ],
             [*self.weights.values(), *self.constants.values()],
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+        opsets = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(name, 1) for name in domains)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fewstep")
 
 

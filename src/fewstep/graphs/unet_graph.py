@@ -7,7 +7,8 @@ their own, run once per prompt and not at every step.
 Shapes: B batch, C channels, H and W height and width, L tokens, D features, K all blocks' keys and values side by side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -16,7 +17,9 @@ import onnx
 from onnx import TensorProto
 
 from fewstep.errors import GraphError
+from fewstep.graphs.channels_last import ChannelsLast
 from fewstep.graphs.graph import Graph, Shapes
+from fewstep.graphs.winograd import DOMAIN
 
 _BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
 _MIDDLES = {"UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None}
@@ -47,10 +50,13 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 
-def unet_graph(config: Mapping[str, Any], shapes: Shapes) -> onnx.ModelProto:
+def unet_graph(
+    config: Mapping[str, Any], shapes: Shapes, writer: Callable[..., Graph] | None = None
+) -> onnx.ModelProto:
     """(z_BCHW, timestep_B float32, text_kv_BLK) -> output_BCHW, any H and W; SDXL's also pooled_BD and time_ids_B6,
     one with guidance embedding also guidance_BD (`sampling.guidance.guidance_embedding`).
 
+    `writer` is what writes the nodes, `Graph` where none is given.
     Raises GraphError for a UNet that this graph does not know.
     """
     config = DEFAULTS | dict(config)
@@ -59,7 +65,15 @@ def unet_graph(config: Mapping[str, Any], shapes: Shapes) -> onnx.ModelProto:
     if kinds or strange:
         found = ", ".join([*sorted(kinds), *strange])
         raise GraphError(f"The ONNX graph knows the UNets of SD 1, 2 and XL only; this one differs in {found}.")
-    return _UNet(config, shapes).build()
+    return _UNet(config, (writer or Graph)("UNet", shapes)).build()
+
+
+def winograd_unet_graph(config: Mapping[str, Any], shapes: Shapes) -> onnx.ModelProto | None:
+    """The same with Winograd's convolutions (`ChannelsLast`), which want larger weights; None where none is wide."""
+    side = config.get("sample_size")
+    writer = partial(ChannelsLast, z="z_BCHW", side=side if isinstance(side, int) else 64)
+    graph = unet_graph(config, shapes, writer)
+    return graph if any(node.domain == DOMAIN for node in graph.graph.node) else None
 
 
 def text_kv_graph(config: Mapping[str, Any], shapes: Shapes) -> onnx.ModelProto:
@@ -79,8 +93,8 @@ def text_projections(shapes: Shapes) -> list[str]:
 class _UNet:
     """Writes the nodes; `build` is the way in."""
 
-    def __init__(self, config: Mapping[str, Any], shapes: Shapes) -> None:
-        self.config, self.graph = config, Graph("UNet", shapes)
+    def __init__(self, config: Mapping[str, Any], graph: Graph) -> None:
+        self.config, self.graph = config, graph
         self.groups, self.eps = config["norm_num_groups"], config["norm_eps"]
         self.inputs: dict[str, Any] = {
             "z_BCHW": (TensorProto.FLOAT, ["B", config["in_channels"], "H", "W"]),
@@ -92,11 +106,11 @@ class _UNet:
     def build(self) -> onnx.ModelProto:
         """The whole graph."""
         graph, text_width = self.graph, self.split_text()
-        x = graph.conv("z_BCHW", "conv_in")
+        x = graph.conv(graph.enter("z_BCHW"), "conv_in")
         skips = [x]
         x = self.up(self.middle(self.down(x, skips)), skips)
         x = graph.silu(graph.group_norm(x, "conv_norm_out", groups=self.groups, eps=self.eps))
-        out = graph.conv(x, "conv_out")
+        out = graph.leave(graph.conv(x, "conv_out"))
         inputs = self.inputs | {"text_kv_BLK": (TensorProto.FLOAT, ["B", "L", text_width])}
         return graph.finish(inputs, {"output_BCHW": (out, ["B", self.config["out_channels"], "H", "W"])})
 
@@ -157,11 +171,11 @@ class _UNet:
         for index, heads in enumerate(levels):
             block = f"down_blocks.{index}"
             for layer in range(self.config["layers_per_block"]):
-                x = self.residual(x, f"{block}.resnets.{layer}")
+                x = self.residual(x, f"{block}.resnets.{layer}", index)
                 x = self.transformer(x, f"{block}.attentions.{layer}", heads)
                 skips.append(x)
             if index + 1 < len(levels):
-                x = self.graph.conv(x, f"{block}.downsamplers.0.conv", stride=2)
+                x = self.graph.conv(x, f"{block}.downsamplers.0.conv", level=index, stride=2)
                 skips.append(x)
         return x
 
@@ -169,7 +183,7 @@ class _UNet:
         """Residual block, transformer, residual block at the coarsest resolution; SSD-1B has the first alone."""
         layer = 0
         while f"mid_block.resnets.{layer}.conv1.weight" in self.graph.shapes:
-            x = self.residual(x, f"mid_block.resnets.{layer}")
+            x = self.residual(x, f"mid_block.resnets.{layer}", len(self.heads()) - 1)
             x = self.transformer(x, f"mid_block.attentions.{layer}", self.heads()[-1])
             layer += 1
         return x
@@ -178,23 +192,19 @@ class _UNet:
         """From coarse to fine, with the skips from the last to the first."""
         levels = self.heads()[::-1]
         for index, heads in enumerate(levels):
-            block = f"up_blocks.{index}"
+            block, level = f"up_blocks.{index}", len(levels) - 1 - index
             for layer in range(self.config["layers_per_block"] + 1):
-                x = self.residual(self.graph.add("Concat", x, skips.pop(), axis=1), f"{block}.resnets.{layer}")
+                x = self.graph.add("Concat", x, skips.pop(), axis=self.graph.channels)
+                x = self.residual(x, f"{block}.resnets.{layer}", level)
                 x = self.transformer(x, f"{block}.attentions.{layer}", heads)
             if index + 1 < len(levels):
-                x = self.upsample(x, skips[-1], f"{block}.upsamplers.0.conv")
+                x = self.graph.resize_like(x, skips[-1], level - 1)
+                x = self.graph.conv(x, f"{block}.upsamplers.0.conv", level=level - 1)
         return x
 
-    def upsample(self, x: str, like: str, name: str) -> str:
-        """To the size of the skip that comes next (twice as large, or one less where the size was odd)."""
-        graph = self.graph
-        size = graph.add("Concat", graph.add("Shape", x, end=2), graph.add("Shape", like, start=2), axis=0)
-        return graph.conv(graph.resize(x, size=size), name)
-
-    def residual(self, x: str, name: str) -> str:
+    def residual(self, x: str, name: str, level: int) -> str:
         """A residual block with the timestep."""
-        return self.graph.residual(x, name, groups=self.groups, eps=self.eps, temb_BD=self.temb_BD)
+        return self.graph.residual(x, name, groups=self.groups, eps=self.eps, temb_BD=self.temb_BD, level=level)
 
     def transformer(self, x_BCHW: str, name: str, heads: int) -> str:
         """Self-attention, attention to the text and feed-forward over the pixels as tokens, each added; nothing where
@@ -232,5 +242,5 @@ class _UNet:
     def feed_forward(self, x_BLD: str, name: str) -> str:
         """GEGLU (Shazeer 2020, arXiv:2002.05202), then back to the width of the tokens."""
         graph = self.graph
-        value = graph.add("Split", graph.linear(x_BLD, f"{name}.net.0.proj"), outputs=2, axis=-1, num_outputs=2)
-        return graph.linear(graph.add("Mul", value, graph.gelu(f"{value}.1")), f"{name}.net.2")
+        value, gate = graph.halves(x_BLD, f"{name}.net.0.proj")
+        return graph.linear(graph.add("Mul", value, graph.gelu(gate)), f"{name}.net.2")

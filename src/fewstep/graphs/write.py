@@ -11,7 +11,8 @@
 | vae_decoder.onnx    | z_BCHW                                 | image_BCHW in [-1, 1]   | vae            |
 | vae_encoder.onnx    | image_BCHW in [-1, 1]                  | z_BCHW                  | vae            |
 
-Where the model has a tiny autoencoder, tiny_vae_decoder.onnx and tiny_vae_encoder.onnx likewise.
+unet.winograd.onnx is the same as unet.onnx with fewer products and larger weights, for OpenVINO (`channels_last`); only
+wide networks have it. Where the model has a tiny autoencoder, tiny_vae_decoder.onnx and tiny_vae_encoder.onnx likewise.
 
 `weights.json` says for each graph which weights it wants in which shapes. They are all the checkpoint's own: its
 safetensors are the one set of weights, for torch and for every runtime.
@@ -28,7 +29,7 @@ from fewstep.errors import GraphError, OutputError
 from fewstep.graphs.graph import Shapes, weight_shapes
 from fewstep.graphs.text_graph import text_graph
 from fewstep.graphs.tiny_graph import TinyGraph
-from fewstep.graphs.unet_graph import text_kv_graph, unet_graph
+from fewstep.graphs.unet_graph import text_kv_graph, unet_graph, winograd_unet_graph
 from fewstep.graphs.vae_graph import VaeGraph
 
 _VAE = {"in_channels": 3, "out_channels": 3, "norm_num_groups": 32, "layers_per_block": 1, "scaling_factor": 0.18215}
@@ -57,7 +58,8 @@ def model_graphs(configs: Mapping[str, Any], shapes: Mapping[str, Shapes]) -> di
     _check_all_used("VAE", shapes["vae"], [wanted["vae_decoder"], wanted["vae_encoder"]])
     for part in texts if len(texts) == 1 else texts[1:]:  # of SDXL's first encoder the last layer is not used
         _check_all_used("text encoder", shapes[part], [wanted[part]])
-    return graphs
+    wide = winograd_unet_graph(configs["unet"], shapes["unet"])
+    return graphs if wide is None else graphs | {"unet.winograd": wide}
 
 
 def _autoencoder(config: Mapping[str, Any], shapes: Shapes) -> dict[str, onnx.ModelProto]:
@@ -81,8 +83,11 @@ def _check_all_used(what: str, shapes: Shapes, graphs: Iterable[Mapping[str, lis
 
 
 def write_graphs(graphs: Mapping[str, onnx.ModelProto], folder: Path) -> Path:
-    """Writes `<name>.onnx` and weights.json into a folder, the same bytes each time; raises OutputError."""
-    wanted = {name: weight_shapes(graph) for name, graph in graphs.items()}
+    """Writes `<name>.onnx` and weights.json into a folder, the same bytes each time; raises OutputError.
+
+    A name with a dot is another way to compute the graph of the name before it, from the same weights.
+    """
+    wanted = {name: weight_shapes(graph) for name, graph in graphs.items() if "." not in name}
     try:
         folder.mkdir(exist_ok=True)
         for name, graph in graphs.items():
