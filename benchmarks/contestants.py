@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from race import memory_gb
+from weights import KINDS, random_folder
 from weights import cache as cache_folder
 
 import fewstep
@@ -26,6 +27,10 @@ Paint = Callable[[str, int, int], list[Image.Image]]
 BACK_ENDS = ("eager", "compiled", "graphs", "onnx", "openvino")
 ON_DEVICE = ("eager", "compiled", "graphs")
 PLAIN, TUNED, PLAIN_HALF = "diffusers", "diffusers compiled", "diffusers bf16"
+PLAIN_FULL = "diffusers, full autoencoder"
+"""With the one that Stable Diffusion comes with, where everybody else has the tiny one."""
+
+BY_HAND = "OpenVINO by hand"
 OWN, FULL, HALF = "fewstep", "fewstep full", "fewstep openvino bf16"
 """As it comes, with the autoencoder that a model finds good enough; with everybody's; in bfloat16 by OpenVINO."""
 
@@ -140,6 +145,13 @@ def theirs(job: Job, *, tuned: bool = False, dtype: str | None = None) -> Paint:
     return partial(paint_theirs, pipe, job.seed)
 
 
+def theirs_full(job: Job) -> Paint:
+    """diffusers with random weights' full autoencoder."""
+    if job.model is None or (kind := job.model.name.partition("-tiny")[0]) not in KINDS:
+        raise Absent("only models of random weights have two autoencoders, and this one's folder has one.")
+    return theirs(replace(job, model=random_folder(kind, small=job.model.name.endswith("small"), vae="full")))
+
+
 def pipeline(job: Job, *, fused: bool = False) -> Any:
     """diffusers' own pipeline with its own LoRA loader."""
     from diffusers import DiffusionPipeline, LCMScheduler
@@ -195,7 +207,8 @@ def builders() -> dict[str, Callable[[Job], Paint]]:
     found |= {FULL: partial(ours, None), HALF: partial(ours, "openvino", autoencoder="auto", dtype="bf16")}
     found |= {f"fewstep {name}": partial(ours, name) for name in BACK_ENDS}
     found |= {PLAIN: theirs, TUNED: partial(theirs, tuned=True), PLAIN_HALF: partial(theirs, dtype="bfloat16")}
-    found |= {"ONNX Runtime by hand": onnx_by_hand, "OpenVINO by hand": openvino_by_hand}
+    found |= {PLAIN_FULL: theirs_full}
+    found |= {"ONNX Runtime by hand": onnx_by_hand, BY_HAND: openvino_by_hand}
     return found | {"stable-diffusion.cpp": stable_diffusion_cpp}
 
 

@@ -23,12 +23,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contestants import HALF, OWN, PLAIN, Absent, Job, Paint, autoencoder_of, builders, difference, gathered
+from contestants import (
+    BY_HAND,
+    HALF,
+    OWN,
+    PLAIN,
+    PLAIN_FULL,
+    Absent,
+    Job,
+    Paint,
+    autoencoder_of,
+    builders,
+    difference,
+    gathered,
+)
 from race import by_turns, fastest, keep, race
 from weights import KINDS, VAES, random_folder
 
 PROMPTS = ("a fox, 3d on a blue background", "a red apple, 3d", "a rocket at night, flat", "a cat on a beach, 3d")
-NOISES_OF_THEIR_OWN = ("stable-diffusion.cpp",)
+PICTURES_OF_THEIR_OWN = ("stable-diffusion.cpp", PLAIN_FULL)
+"""By another noise, or another autoencoder."""
 
 
 def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -88,12 +102,13 @@ def drawing(paint: Paint, steps: int, count: int, device: str = "cpu") -> Callab
 
 
 def agreement(contestants: Mapping[str, Paint], steps: int, args: argparse.Namespace) -> dict[str, Any]:
-    """How far everybody's picture is from diffusers'; also what warms everybody up."""
+    """How far everybody's picture is from diffusers', or from OpenVINO's by hand; also what warms everybody up."""
     pictures = {name: paint(PROMPTS[0], steps, 1)[0] for name, paint in contestants.items()}
-    others = [name for name in pictures if name != PLAIN and name not in NOISES_OF_THEIR_OWN]
-    if PLAIN not in pictures:
+    judges = [name for name in (PLAIN, BY_HAND) if name in pictures]
+    if not judges:
         return {}
-    found: dict[str, Any] = {name: difference(pictures[name], pictures[PLAIN]) for name in others}
+    others = [name for name in pictures if name != judges[0] and name not in PICTURES_OF_THEIR_OWN]
+    found: dict[str, Any] = {name: difference(pictures[name], pictures[judges[0]]) for name in others}
     for name, apart in found.items():
         tiny = name in (OWN, HALF) and args.model == "pictogram"
         apart["agrees"] = apart["mean"] <= (args.tiny_tolerance if tiny else args.tolerance)

@@ -62,8 +62,19 @@ BENCHMARKS = (
     Benchmark(
         "picture-sd15-tiny",
         "picture.py",
-        "--model sd15 --steps 1 4 --rounds 3 --check 1 --contestants 'fewstep openvino' diffusers 'OpenVINO by hand'",
-        "--model sd15 --small --steps 1 --rounds 1 --contestants 'fewstep eager' diffusers",
+        "--model sd15 --steps 1 4 --rounds 3 --check 1 "
+        "--contestants 'fewstep openvino' diffusers 'diffusers, full autoencoder'",
+        "--model sd15 --small --steps 1 --rounds 1 "
+        "--contestants 'fewstep eager' diffusers 'diffusers, full autoencoder'",
+        "P4",
+    ),
+    Benchmark(
+        "picture-sd15-tiny-by-hand",
+        "picture.py",
+        "--model sd15 --case sd15-tiny-by-hand --steps 1 4 --rounds 5 --check 1 "
+        "--contestants 'fewstep openvino' 'OpenVINO by hand'",
+        "--model sd15 --small --case sd15-tiny-by-hand --steps 1 --rounds 1 "
+        "--contestants 'fewstep openvino' 'OpenVINO by hand'",
         "P4",
     ),
     Benchmark(

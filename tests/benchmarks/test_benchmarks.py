@@ -112,7 +112,10 @@ def test_every_script_is_listed_and_every_link_leads_somewhere():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["overhead", "users", "gpu", "picture-pictogram", "picture-sd15-tiny", "cold_start"])
+@pytest.mark.parametrize(
+    "name",
+    ["overhead", "users", "gpu", "picture-pictogram", "picture-sd15-tiny", "picture-sd15-tiny-by-hand", "cold_start"],
+)
 def test_a_quick_run_ends_with_a_document(name, tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "run.py"), name, "--quick", "--out", str(tmp_path)]
     settings = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
