@@ -20,6 +20,8 @@ from PIL import Image
 from race import threads
 from weights import made
 
+from fewstep.backends.openvino_session import silent_openvino
+
 Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 GRAPHS = ("text", "unet", "decoder")
 
@@ -46,9 +48,7 @@ def onnx_by_hand(job: Any) -> Any:
 def openvino_by_hand(job: Any) -> Any:
     """OpenVINO in float32 with its latency hint."""
     check(job, "openvino")
-    import openvino as ov
-
-    core = ov.Core()
+    core = silent_openvino().Core()
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads()}
 
     def load(path: Path) -> Run:

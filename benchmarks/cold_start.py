@@ -37,7 +37,7 @@ IMPORTS = {
     "python alone": "pass",
     "import numpy, PIL": "import numpy, PIL.Image",
     "import onnxruntime": "import onnxruntime",
-    "import openvino": "import openvino",
+    "import openvino": "import sys; sys.modules['openvino_telemetry'] = None; import openvino",
     "import torch": "import torch",
     "import diffusers' pipeline": "from diffusers import StableDiffusionPipeline",
 }

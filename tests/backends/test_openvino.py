@@ -1,5 +1,8 @@
 """OpenVINO against the eager torch modules, and what its sessions keep."""
 
+import subprocess
+import sys
+from importlib.util import find_spec
 from threading import Thread
 
 import numpy as np
@@ -86,3 +89,12 @@ def test_a_damaged_graph_is_one_sentence(tmp_path):
     (tmp_path / "unet.onnx").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="OpenVINO cannot load"):
         openvino_session.OpenVinoSession(tmp_path / "unet.onnx", {})
+
+
+def test_it_is_imported_without_its_telemetry():
+    """Which would send word of it, from a fork that waits for ever while another thread multiplies."""
+    seen = "sorted(name for name in sys.modules if 'openvino_telemetry' in name)"
+    code = f"import sys; from fewstep.backends.openvino_session import core; core().available_devices; print({seen})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]
+    assert find_spec("openvino_telemetry") is not None, "nothing to keep out: the test shows nothing"

@@ -6,11 +6,13 @@ constant on the array itself, so no file is written and protobuf's 2 GiB are nev
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -31,6 +33,7 @@ WINOGRAD_MEMORY = 3.0
 """Times its weights that must be free for a network with Winograd's convolutions: SD 1.5's takes 2.5 times, and without
 these convolutions 1.2."""
 
+_IMPORTING = Lock()
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -97,9 +100,22 @@ class _Requests:
 @cache
 def core() -> Any:
     """OpenVINO's entrance, once per process."""
-    import openvino
+    return silent_openvino().Core()
 
-    return openvino.Core()
+
+def silent_openvino() -> Any:
+    """The library, without its telemetry.
+
+    Where that is to be had, the first import sends word to OpenVINO's makers, from a fork of this process; and a fork
+    waits for ever while another thread multiplies matrices (OpenBLAS).
+    """
+    with _IMPORTING:
+        absent = sys.modules.setdefault("openvino_telemetry", cast(Any, None)) is None  # the import of which then fails
+        try:
+            return import_module("openvino")
+        finally:
+            if absent:
+                del sys.modules["openvino_telemetry"]
 
 
 def _graph_for(graph: Path, weights: Mapping[str, np.ndarray], dtype: str) -> Path:
@@ -112,8 +128,7 @@ def _graph_for(graph: Path, weights: Mapping[str, np.ndarray], dtype: str) -> Pa
 
 def read_network(graph: Path, weights: Mapping[str, np.ndarray]) -> Any:
     """The graph as OpenVINO's model, on these arrays."""
-    from openvino import opset13
-
+    opset13 = silent_openvino().opset13
     opened = _open_graph(graph)
     values = {name: weights[name].reshape(tuple(shape)) for name, shape in opened.weights.items()}
     values |= {name: transformed(weights[of], tile) for name, (of, tile) in opened.winograd.items()}

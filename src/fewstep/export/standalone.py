@@ -109,9 +109,7 @@ def onnx_files(pipe: Pipeline, folder: Path) -> None:
 def openvino_files(pipe: Pipeline, folder: Path, *, int8: bool = False) -> None:
     """`<graph>.xml` and `.bin`, float32 or (UNet and decoder) int8."""
     check_runtime("openvino")
-    import openvino
-
-    from fewstep.backends.openvino_session import read_network
+    from fewstep.backends.openvino_session import read_network, silent_openvino
 
     sessions = _model(pipe).sessions
     seen = _calibration(pipe) if int8 else {}
@@ -121,7 +119,7 @@ def openvino_files(pipe: Pipeline, folder: Path, *, int8: bool = False) -> None:
             from fewstep.export.int8 import quantised
 
             network = quantised(network, seen[name])
-        openvino.save_model(network, folder / f"{name}.xml", compress_to_fp16=False)
+        silent_openvino().save_model(network, folder / f"{name}.xml", compress_to_fp16=False)
 
 
 def _calibration(pipe: Pipeline) -> dict[str, list[dict[str, np.ndarray]]]:
