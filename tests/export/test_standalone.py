@@ -43,28 +43,39 @@ def test_the_program_of_its_readme_paints(tmp_path, capsys, to, kind):
     assert painted.shape == (64, 64, 3) and painted.std() > 1
 
 
+@pytest.mark.embedded
+def test_the_embedded_model_with_its_two_autoencoders(tmp_path):
+    out = tmp_path / "out"
+    assert main(["export", "--to", "onnx", "-o", str(out), "-q"]) == 0
+    assert {"vae_decoder.onnx", "tiny_vae_decoder.onnx"} <= {path.name for path in out.iterdir()}
+    assert paint(out).shape == (128, 128, 3)
+
+
 def test_nothing_of_the_users_is_overwritten(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("mine")
     how = ["export", str(tiny_folder("pictogram")), "--to", "onnx", "-o", str(tmp_path), "-q"]
     assert main(how) == 2 and "--force" in capsys.readouterr().err
-    assert main([*how[:-2], str(tmp_path / "new"), "-q", "--int8"]) == 2 and "--to openvino" in capsys.readouterr().err
+    to_web = [*how[:3], "web", "-o", str(tmp_path / "new"), "--int8"]
+    assert main(to_web) == 2 and "--to onnx" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert main([*how, "--force"]) == 0
     assert (tmp_path / "notes.txt").read_text() == "mine" and (tmp_path / "unet.onnx.data").stat().st_size > 100_000
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pictogram"])
-def test_int8_is_smaller_and_near(tmp_path, monkeypatch, kind):
-    pytest.importorskip("nncf")
+@pytest.mark.parametrize(
+    ("to", "needs", "file"), [("openvino", "nncf", "unet.bin"), ("onnx", "onnx", "unet.onnx.data")]
+)
+def test_int8_is_smaller_and_near(tmp_path, monkeypatch, to, needs, file):
+    pytest.importorskip(needs)
     from fewstep.export import int8
 
     monkeypatch.setattr(int8, "PROMPTS", ("a cat", "a dog"))
     pictures, sizes = [], []
     for extra in ([], ["--int8"]):
         out = tmp_path / f"out{len(extra)}"
-        assert main(["export", str(tiny_folder(kind)), "--to", "openvino", "-o", str(out), "-q", *extra]) == 0
+        assert main(["export", str(tiny_folder("pictogram")), "--to", to, "-o", str(out), "-q", *extra]) == 0
         pictures.append(paint(out).astype(float))
-        sizes.append((out / "unet.bin").stat().st_size)
+        sizes.append((out / file).stat().st_size)
     assert sizes[1] < 0.5 * sizes[0]
     assert np.sqrt(((pictures[0] - pictures[1]) ** 2).mean()) < 0.2 * pictures[0].std() + 5

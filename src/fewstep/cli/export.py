@@ -34,6 +34,11 @@ def register(subparsers: Any) -> None:
         "--lora", action="append", type=lora_choice, metavar="FILE[:WEIGHT]", help="LoRA to merge; may be repeated"
     )
     add_model_options(parser)
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="onnx, openvino: UNet and decoders in 8 bits, calibrated on the model's own pictures",
+    )
     parser.add_argument("--force", action="store_true", help="replace an earlier export")
     parser.add_argument("--json", action="store_true", help="print one JSON document: what was written")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")

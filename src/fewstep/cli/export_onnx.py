@@ -1,14 +1,14 @@
-"""`fewstep export MODEL --to onnx -o FOLDER`."""
+"""`fewstep export MODEL --to onnx -o FOLDER [--int8]`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fewstep.cli.options import check_new, model_options
-from fewstep.errors import RequestError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,9 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes the folder; returns the exit code."""
     from fewstep.export.standalone import onnx_files
 
-    if arguments.int8:
-        raise RequestError("--int8 is written for OpenVINO alone. Use --to openvino, or leave it out.")
-    return export(arguments, onnx_files)
+    return export(arguments, partial(onnx_files, int8=arguments.int8))
 
 
 def export(arguments: argparse.Namespace, files: Callable[[Pipeline, Path], None]) -> int:

@@ -10,10 +10,7 @@ from fewstep.cli.export_onnx import export
 
 
 def add_options(parser: Any) -> None:
-    """Its own."""
-    parser.add_argument(
-        "--int8", action="store_true", help="UNet and decoder in 8 bits, calibrated on the model's own pictures"
-    )
+    """None of its own."""
 
 
 def run(arguments: argparse.Namespace) -> int:

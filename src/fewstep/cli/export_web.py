@@ -27,6 +27,8 @@ def add_options(group: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Checks, fetches what is missing, writes, says; returns the exit code."""
+    if arguments.int8:
+        raise RequestError("--int8 is not written for the page. Use --to onnx or --to openvino, or leave it out.")
     if find_spec("onnx") is None:
         raise RequestError("Exporting needs the package onnx. Install it with: pip install 'fewstep[export]'")
     from fewstep import load

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - whatever it is, a person reads one line, and the traceback on request
         if verbose:
             traceback.print_exc()
-        hint = "" if verbose else " Run again with -v to see where."
+        hint = "" if verbose else " Run again as 'fewstep -v ...' to see where."
         return _fail(f"{type(error).__name__}: {_first_line(error)}.{hint}", 1)
 
 

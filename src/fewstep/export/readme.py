@@ -83,7 +83,8 @@ def readme(facts: Mapping[str, Any], graphs: Sequence[str]) -> str:
         "vae_decoder": ("z_BCHW", "image_BCHW in [-1, 1]"),
         "vae_encoder": ("image_BCHW in [-1, 1]", "z_BCHW"),
     }
-    rows = [f"| `{name}{ending}` | {told[name][0]} | {told[name][1]} |" for name in graphs]
+    parts = [(name, *told[name.removeprefix("tiny_")]) for name in graphs]
+    rows = [f"| `{name}{ending}` | {given} | {found} |" for name, given, found in parts]
     return _TEXT.format(
         model=facts["model"],
         label={"onnx": "ONNX Runtime", "openvino": "OpenVINO"}[facts["format"]],

@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from fewstep.backends.onnx_model import OnnxModel, open_onnx
 from fewstep.backends.sessions import check_runtime
 from fewstep.errors import DeviceError, OutputError
+from fewstep.export.int8 import for_int8, quantise_file, quantised, trajectories
 from fewstep.export.readme import readme
 from fewstep.pipeline import Pipeline, own_loras
 from fewstep.request import Request
@@ -82,14 +84,19 @@ def _move(part: Path, out: Path, names: Sequence[str] | dict[str, int]) -> None:
         (part / name).replace(out / name)
 
 
-def onnx_files(pipe: Pipeline, folder: Path) -> None:
-    """`<graph>.onnx` with its weights in `<graph>.onnx.data`; one graph's weights in memory at a time."""
+def onnx_files(pipe: Pipeline, folder: Path, *, int8: bool = False) -> None:
+    """`<graph>.onnx` with its weights in `<graph>.onnx.data`, float32 or (UNet and decoders) int8; one graph's weights
+    in memory at a time.
+    """
     import onnx
 
     sessions = _model(pipe).sessions
+    seen = trajectories(pipe) if int8 else {}
     for name in sessions.wanted:
         model = onnx.load(sessions.graphs / f"{name}.onnx", load_external_data=False)
         weights, end = sessions.merged_weights(name), 0
+        if name in seen:
+            for_int8(model, weights)
         with (folder / f"{name}.onnx.data").open("wb") as file:
             for tensor in model.graph.initializer:
                 if tensor.data_location != onnx.TensorProto.EXTERNAL:
@@ -104,30 +111,24 @@ def onnx_files(pipe: Pipeline, folder: Path) -> None:
                 for key, value in place.items():
                     tensor.external_data.add(key=key, value=str(value))
         (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+        if name in seen:
+            quantise_file(folder / f"{name}.onnx", seen[name])
 
 
 def openvino_files(pipe: Pipeline, folder: Path, *, int8: bool = False) -> None:
-    """`<graph>.xml` and `.bin`, float32 or (UNet and decoder) int8."""
+    """`<graph>.xml` and `.bin`, float32 or (UNet and decoders) int8. Raises DeviceError without OpenVINO, or NNCF."""
     check_runtime("openvino")
+    if int8 and find_spec("nncf") is None:
+        raise DeviceError("int8 needs NNCF, which is not installed: pip install 'fewstep[int8]'")
     from fewstep.backends.openvino_session import read_network, silent_openvino
 
     sessions = _model(pipe).sessions
-    seen = _calibration(pipe) if int8 else {}
+    seen = trajectories(pipe) if int8 else {}
     for name in sessions.wanted:
         network = read_network(sessions.graphs / f"{name}.onnx", sessions.merged_weights(name))
         if name in seen:
-            from fewstep.export.int8 import quantised
-
             network = quantised(network, seen[name])
         silent_openvino().save_model(network, folder / f"{name}.xml", compress_to_fp16=False)
-
-
-def _calibration(pipe: Pipeline) -> dict[str, list[dict[str, np.ndarray]]]:
-    try:
-        from fewstep.export.int8 import trajectories
-    except ImportError:
-        raise DeviceError("int8 needs NNCF, which is not installed: pip install 'fewstep[int8]'") from None
-    return trajectories(pipe)
 
 
 def _write_tokenizers(model: OnnxModel, folder: Path) -> None:
