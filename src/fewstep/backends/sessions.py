@@ -144,6 +144,10 @@ class Sessions:
             self._made.pop(graph, None)
             raise
 
+    def forget(self) -> None:
+        """Let go of what was made; it is made anew when it is next wanted."""
+        self._made = {}
+
     def set_additions(self, additions: Additions) -> None:
         """Merge these LoRA layers ("unet.<module>", "text_encoder.<module>") instead of the former ones.
 

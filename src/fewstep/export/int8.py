@@ -65,6 +65,7 @@ def trajectories(pipe: Any, prompts: Sequence[str] = PROMPTS) -> dict[str, list[
             pipe(Request(prompt, seed=seed, autoencoder="full"))
     finally:
         pipe.model.sessions = watched.sessions
+    pipe.model.sessions.forget()  # the memory is wanted
     return watched.seen | {"tiny_vae_decoder": watched.seen["vae_decoder"]}
 
 
