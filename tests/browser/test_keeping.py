@@ -68,6 +68,7 @@ def test_holding_a_key_compares_with_the_input_and_with_a_pinned_picture(watched
     page.keyboard.press("s")
     page.locator(".strip li button").first.click()
     page.get_by_role("button", name="Pin").click()
+    page.wait_for_selector("dialog[open]", state="detached")  # keys are the dialog's until it is closed
     page.keyboard.down("c")
     page.wait_for_selector(".comparison img")
     page.keyboard.up("c")
