@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from importlib.util import find_spec
-from threading import Thread
+from threading import Barrier, Thread
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ pytest.importorskip("openvino")
 import fewstep
 from fewstep.backends import openvino_session
 from fewstep.backends.onnx_model import OnnxModel
+from fewstep.backends.sessions import Sessions
 from fewstep.checkpoints.description import describe
 from fewstep.errors import CheckpointError
 from fewstep.export.onnx import export_graphs
@@ -73,6 +74,29 @@ def test_networks_of_other_shapes_leave_and_threads_share(folder, monkeypatch):
     assert len(session._compiled) == 2
     for batch, rows in found.items():
         np.testing.assert_allclose(rows, np.repeat(found[1], batch, axis=0), atol=1e-5)
+
+
+def test_threads_that_want_a_session_at_once_get_the_same(folder, monkeypatch):
+    made = []
+    monkeypatch.setattr(Sessions, "_make", lambda self, graph: made.append(graph) or object())
+    interval = sys.getswitchinterval()
+
+    def want(sessions, begin):
+        begin.wait()
+        sessions._session("unet")
+
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(50):
+            sessions, begin = OnnxModel(describe(folder)).sessions, Barrier(8)
+            threads = [Thread(target=want, args=(sessions, begin)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert made == ["unet"] * 50
 
 
 def test_a_network_of_open_shapes_is_compiled_once(folder, monkeypatch):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -102,6 +103,7 @@ class Sessions:
         self.additions: Additions = {}
         self._weights, self._shapes = weights, shapes or {}
         self._made: dict[str, Future[Session]] = {}
+        self._making = RLock()
         self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="fewstep-sessions")
 
     def shapes(self, part: str) -> dict[str, Sequence[int]]:
@@ -115,9 +117,10 @@ class Sessions:
 
     def start(self, *graphs: str) -> None:
         """Begin to make these sessions in the background, in this order; those that the model lacks are passed by."""
-        for graph in graphs:
-            if graph in self.wanted and graph not in self._made:
-                self._made[graph] = self._workers.submit(self._make, graph)
+        with self._making:
+            for graph in graphs:
+                if graph in self.wanted and graph not in self._made:
+                    self._made[graph] = self._workers.submit(self._make, graph)
 
     def run(self, graph: str, output: str, **inputs: np.ndarray) -> np.ndarray:
         """One output of a graph, as `run_all`."""
@@ -136,8 +139,9 @@ class Sessions:
         return self._session(graph).run(outputs, inputs)
 
     def _session(self, graph: str) -> Session:
-        self.start(graph)
-        made = self._made[graph]
+        with self._making:
+            self.start(graph)
+            made = self._made[graph]
         try:
             return made.result()
         except CheckpointError:
@@ -154,8 +158,9 @@ class Sessions:
         Sessions whose weights stay as they are stay too; the others are made anew when they are next wanted.
         """
         changed = {name for name in {*additions, *self.additions} if additions.get(name) != self.additions.get(name)}
-        self.additions = additions
-        self._made = {graph: made for graph, made in self._made.items() if not changed & self._modules_of(graph)}
+        with self._making:
+            self.additions = additions
+            self._made = {graph: made for graph, made in self._made.items() if not changed & self._modules_of(graph)}
 
     def _modules_of(self, graph: str) -> set[str]:
         return {module_of(PART_OF[graph], name) for name in self.wanted[graph]}
