@@ -62,8 +62,7 @@ def told(folder, batch):
 def test_the_same_network(folder, monkeypatch, small_bytes):
     monkeypatch.setattr(openvino_session, "SMALL_BYTES", small_bytes)
     with_them = OnnxModel(describe(folder), runtime="openvino")
-    with_them.sessions.start("unet")
-    with_them.sessions._made["unet"].result()
+    assert opened(with_them) == "unet.winograd.onnx"
     monkeypatch.setattr(openvino_session, "memory_bytes", lambda: 0)
     without = OnnxModel(describe(folder), runtime="openvino")
     for batch, height, width in [(1, 8, 8), (2, 16, 12), (3, 9, 13), (1, 5, 6), (1, 2, 3)]:
@@ -91,8 +90,7 @@ def compare(folder, **asked):
 
 
 def opened(model):
-    model.sessions.start("unet")
-    return model.sessions._made["unet"].result().graph.name
+    return model.sessions._session("unet").graph.name
 
 
 @pytest.mark.parametrize(

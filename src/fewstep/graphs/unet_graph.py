@@ -51,12 +51,12 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 
 def unet_graph(
-    config: Mapping[str, Any], shapes: Shapes, writer: Callable[..., Graph] | None = None
+    config: Mapping[str, Any], shapes: Shapes, writer: Callable[[str, Shapes], Graph] = Graph
 ) -> onnx.ModelProto:
     """(z_BCHW, timestep_B float32, text_kv_BLK) -> output_BCHW, any H and W; SDXL's also pooled_BD and time_ids_B6,
     one with guidance embedding also guidance_BD (`sampling.guidance.guidance_embedding`).
 
-    `writer` is what writes the nodes, `Graph` where none is given.
+    `writer` is what writes the nodes.
     Raises GraphError for a UNet that this graph does not know.
     """
     config = DEFAULTS | dict(config)
@@ -65,7 +65,7 @@ def unet_graph(
     if kinds or strange:
         found = ", ".join([*sorted(kinds), *strange])
         raise GraphError(f"The ONNX graph knows the UNets of SD 1, 2 and XL only; this one differs in {found}.")
-    return _UNet(config, (writer or Graph)("UNet", shapes)).build()
+    return _UNet(config, writer("UNet", shapes)).build()
 
 
 def winograd_unet_graph(config: Mapping[str, Any], shapes: Shapes) -> onnx.ModelProto | None:
